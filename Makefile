@@ -1,0 +1,38 @@
+# `make repro`: set up and run the pipeline. `make test`: set up and run the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(abspath $(VENV)/bin)
+READY := $(VENV)/.ready
+export PATH := $(BIN):$(PATH)
+
+.PHONY: repro test check bench preset setup slow
+repro: setup
+	dvc repro
+
+test: setup
+	pytest --durations=15
+
+slow: setup
+	pytest -m slow
+
+check: setup
+	ruff format --check . && ruff check . && mypy
+	pytest
+
+bench: setup
+	python -m benchmarks
+
+preset: setup
+	@test -n "$(NAME)" || { echo "say which: make preset NAME=<one of: $$(ls presets | sed 's/.yaml//' | tr '\n' ' ')>"; exit 1; }
+	python -m stages.params preset $(NAME)
+
+setup: $(READY) .dvc/plots_page.html
+
+$(READY): requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	touch $@
+
+.dvc/plots_page.html: $(READY) stages/plots_page.py
+	$(BIN)/python -m stages.plots_page

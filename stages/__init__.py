@@ -1,0 +1,1 @@
+"""The pipeline: one script per DVC stage."""

@@ -1,0 +1,132 @@
+"""Stage `collect`: the model's MLP inputs and outputs on text, one zarr store a layer."""
+
+import argparse
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock
+
+from stages.entry import entry
+from stages.params import Params, load_params
+from transcoders.activations.capture import collect, layer_fingerprint, publish
+from transcoders.activations.contexts import PAD, Contexts, make_contexts
+from transcoders.activations.settings import CollectSettings
+from transcoders.activations.store import Store
+from transcoders.activations.taps import input_gain, resolve_tap
+from transcoders.activations.text import documents
+from transcoders.base_model import load_bridge, load_tokenizer, model_hash
+from transcoders.devices import resolve_device
+from transcoders.files import cache_folder, replacing, write_json
+
+MODEL = Path("data/model")
+ACTIVATIONS = Path("data/activations")
+KEPT_SECONDS = 24 * 3600
+log = logging.getLogger(__name__)
+
+
+def run() -> None:
+    """data/model and text -> data/activations, data/documents.parquet, data/contexts.parquet."""
+    params = load_params()
+    settings = params.collect
+    tokenizer = load_tokenizer(MODEL)
+    contexts = make_contexts(
+        documents(settings.text),
+        tokenizer,
+        tokens=settings.tokens,
+        context_length=settings.context_length,
+        pool=settings.pool,
+        seed=settings.seed,
+    )
+    weights = model_hash(MODEL)
+    work = {
+        layer: cache_folder("collect") / layer_fingerprint(settings, layer, contexts, weights)
+        for layer in sorted(set(settings.layers))
+    }
+    cache_folder("collect").mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_folder("collect") / "lock"):
+        missing = [layer for layer in work if not Store.is_complete(work[layer] / "store.zarr")]
+        if missing:
+            _collect(params, contexts, {n: work[n] for n in missing}, tokenizer, weights)
+        with replacing(ACTIVATIONS) as temporary:
+            for layer, folder in work.items():
+                publish(folder / "store.zarr", temporary / f"layer_{layer}.zarr")
+                os.utime(folder)
+        _forget_old(set(work.values()))
+    _write_tables(settings, contexts)
+
+
+def _collect(params: Params, contexts: Contexts, work: dict[int, Path], tokenizer: Any, weights: str) -> None:
+    settings = params.collect
+    bridge = load_bridge(MODEL, resolve_device(params.device))
+    taps = [resolve_tap(bridge, layer, settings.hooks) for layer in work]
+    attributes = [
+        {
+            "layer": tap.layer,
+            "model": params.model.name,
+            "model_hash": weights,
+            "hook_in": tap.hook_in,
+            "hook_out": tap.hook_out,
+            "hf_hook_in": tap.hf_hook_in,
+            "hf_hook_out": tap.hf_hook_out,
+            "gain_applied": True,
+            "input_gain": input_gain(bridge, tap.layer),
+            "text": settings.text.model_dump(),
+            "context_length": settings.context_length,
+        }
+        for tap in taps
+    ]
+    for folder in work.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    collect(
+        bridge,
+        taps,
+        contexts,
+        settings,
+        sorted(tokenizer.all_special_ids),
+        [folder / "store.zarr" for folder in work.values()],
+        attributes,
+    )
+    seconds = time.perf_counter() - start
+    log.info("collected layers %s: %.0f tokens/s", list(work), settings.tokens / seconds)
+
+
+def _forget_old(used: set[Path]) -> None:
+    """Finished and abandoned work is kept a day, so that going back to it costs nothing."""
+    for folder in cache_folder("collect").iterdir():
+        old = time.time() - folder.stat().st_mtime > KEPT_SECONDS
+        if folder.is_dir() and folder not in used and old:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_tables(settings: CollectSettings, contexts: Contexts) -> None:
+    with replacing(Path("data/documents.parquet")) as path:
+        contexts.documents.to_parquet(path)
+    rows = [row[row != PAD].tolist() for row in contexts.tokens]
+    with replacing(Path("data/contexts.parquet")) as path:
+        pd.DataFrame({"document": contexts.document, "tokens": rows}).to_parquet(path)
+    metrics: dict[str, Any] = {
+        "tokens": settings.tokens,
+        "contexts": len(contexts.tokens),
+        "documents": int((contexts.documents["tokens"] > 0).sum()),
+    }
+    for layer in sorted(set(settings.layers)):
+        store = Store(ACTIVATIONS / f"layer_{layer}.zarr")
+        metrics[f"layer_{layer}"] = {
+            "stored_tokens": store.tokens,
+            "special_left_out": settings.tokens - store.tokens - store.attributes["left_out"],
+            "norm_outliers_left_out": store.attributes["left_out"],
+            "x_rms": (store.attributes["mlp_in_mean_square"] / store.d_model) ** 0.5,
+            "y_rms": (store.attributes["mlp_out_mean_square"] / store.d_model) ** 0.5,
+        }
+    write_json(Path("metrics/collect.json"), metrics)
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    entry(run)

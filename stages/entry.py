@@ -1,0 +1,28 @@
+"""How every stage starts and ends: logging, one line per user error, the right exit status."""
+
+import errno
+import logging
+import sys
+from collections.abc import Callable
+
+from transcoders.errors import UserError
+
+log = logging.getLogger("mtxplt")
+
+
+def entry(work: Callable[[], None]) -> None:
+    """Run ``work`` and exit: 0, 1 after an error that the user can mend, 130 after Ctrl-C."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "transformers", "gensim", "root", "torch"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        work()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        log.error("interrupted: nothing unfinished was kept as an output; rerun to continue")
+        sys.exit(130)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit(f"error: the disk is full ({error.filename or 'while writing'}); free some, rerun")

@@ -1,0 +1,62 @@
+"""What the stages of one run (variant, layer, seed) share: its name, its inputs."""
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from transcoders.activations.split import PARTS, documents_of
+from transcoders.activations.store import Store
+from transcoders.files import sha256_of
+
+SPLIT = Path("data/split.parquet")
+
+
+class Run(NamedTuple):
+    """One transcoder of the matrix."""
+
+    variant: str
+    layer: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of its files and of its stages."""
+        return f"{self.variant}-{self.layer}-{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the trained transcoder lies."""
+        return Path("models") / self.name
+
+
+class Inputs(NamedTuple):
+    """A layer's activations and who may see which documents."""
+
+    store: Store
+    documents: dict[str, NDArray[np.bool_]]
+    """Mask over document ids for each of train, validation, test."""
+    split_hash: str
+
+
+def parse_run(description: str | None) -> Run:
+    """VARIANT LAYER SEED from the command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("variant", help="a key of variants in params.yaml")
+    parser.add_argument("layer", type=int)
+    parser.add_argument("seed", type=int)
+    arguments = parser.parse_args()
+    return Run(arguments.variant, arguments.layer, arguments.seed)
+
+
+def open_inputs(layer: int) -> Inputs:
+    """The activation store of ``layer`` and the split."""
+    split = pd.read_parquet(SPLIT)
+    return Inputs(
+        Store(Path(f"data/activations/layer_{layer}.zarr")),
+        {part: documents_of(split, part) for part in PARTS},
+        sha256_of(SPLIT)[:16],
+    )

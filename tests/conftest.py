@@ -1,0 +1,23 @@
+"""What tests share: the real base model, fetched once a machine."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from transcoders.base_model import fetch_model
+from transcoders.files import cache_folder
+from transcoders.settings import ModelSettings
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reached the Hub would pass here and fail elsewhere
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def gemma() -> Path:
+    """Gemma 3 270M as a Hugging Face folder: converted once, kept in the user's cache."""
+    folder = cache_folder("tests") / "gemma-3-270m"
+    if not (folder / "provenance.json").is_file():
+        fetch_model(ModelSettings(name="gemma-3-270m"), folder)
+    return folder

@@ -1,0 +1,320 @@
+"""Every backend against the reference: values, gradients, exact k, determinism, nesting."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from transcoders import kernels
+from transcoders.kernels import SparseLatents, auxiliary, cpu
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS = ["cpu", "triton"]
+ENCODERS = ["topk", "batchtopk", "threshold", "relu", "groupmax", "bucketed"]
+
+
+class Weights:
+    """A random encoder and decoder with leaves to differentiate."""
+
+    def __init__(self, tokens: int, d: int, d_hidden: int, seed: int, dtype=torch.float32):
+        g = torch.Generator().manual_seed(seed)
+
+        def leaf(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=g, dtype=dtype).requires_grad_()
+
+        self.x, self.W_enc, self.b_enc = leaf(tokens, d), leaf(d_hidden, d), leaf(d_hidden)
+        self.W_dec, self.y = leaf(d_hidden, d + 1), leaf(tokens, d + 1).detach()
+        self.leaves = [self.x, self.W_enc, self.b_enc, self.W_dec]
+
+
+def encode(name: str, w: Weights, k: int, backend: str) -> SparseLatents:
+    args = (w.x, w.W_enc, w.b_enc)
+    if name == "topk":
+        return kernels.topk_encode(*args, k, backend)
+    if name == "batchtopk":
+        return kernels.batchtopk_encode(*args, k, backend)
+    if name == "groupmax":
+        return kernels.groupmax_encode(*args, 2, backend)
+    if name == "bucketed":
+        return kernels.bucketed_encode(*args, min(k, len(w.W_enc) // 2), len(w.W_enc) // 2, backend)
+    if name == "threshold":
+        return kernels.threshold_encode(*args, w.b_enc.detach().abs() + 0.1, backend)
+    return kernels.threshold_encode(*args, 0.0, backend)
+
+
+def step(name: str, w: Weights, k: int, backend: str) -> list[Tensor]:
+    """Latents, reconstruction and all gradients of a squared error."""
+    latents = encode(name, w, k, backend)
+    y_hat = kernels.decode(latents, w.W_dec, backend)
+    grads = torch.autograd.grad((y_hat - w.y).square().mean(), w.leaves)
+    return [latents.dense(), y_hat, *grads]
+
+
+shapes = st.tuples(
+    st.integers(1, 9),
+    st.integers(1, 12),
+    st.integers(1, 20).map(lambda n: 2 * n),
+    st.integers(0, 10**6),
+)
+
+
+def assert_steps_match(name: str, w: Weights, k: int, backend: str) -> None:
+    for ours, theirs in zip(step(name, w, k, backend), step(name, w, k, "reference"), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@given(shape=shapes, data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_cpu_step_equals_reference(name: str, shape, data) -> None:
+    assert_steps_match(name, Weights(*shape), data.draw(st.integers(1, shape[2])), "cpu")
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@given(shape=shapes, data=st.data())
+@settings(max_examples=3, deadline=None)
+def test_triton_step_equals_reference(name: str, shape, data) -> None:
+    assert_steps_match(name, Weights(*shape), data.draw(st.integers(1, shape[2])), "triton")
+
+
+def test_step_equals_reference_at_a_realistic_shape() -> None:
+    assert_steps_match("topk", Weights(tokens=1100, d=64, d_hidden=1000, seed=0), 32, "cpu")
+    assert_steps_match("topk", Weights(tokens=5, d=30, d_hidden=300, seed=0), 5, "triton")
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_without_numba_the_step_is_the_same(name: str, monkeypatch) -> None:
+    monkeypatch.setattr(cpu, "_numba_ops", lambda: None)
+    assert_steps_match(name, Weights(tokens=20, d=6, d_hidden=256, seed=6), 7, "cpu")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ties_go_to_the_lower_id(backend: str) -> None:
+    w = Weights(tokens=2, d=3, d_hidden=600, seed=7)
+    with torch.no_grad():
+        w.W_enc.zero_(), w.b_enc.fill_(1.0), w.b_enc[500].fill_(2.0)
+    assert encode("topk", w, 3, backend).indices.tolist() == [0, 1, 500] * 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_nan_does_not_break_the_selection(backend: str) -> None:
+    w = Weights(tokens=2, d=3, d_hidden=100, seed=8)
+    with torch.no_grad():
+        w.x[0] = torch.nan
+    indices = encode("topk", w, 3, backend).indices
+    assert len(indices) == 6
+    assert ((indices >= 0) & (indices < 100)).all()
+
+
+def test_a_bfloat16_x_gives_a_bfloat16_matmul_over_float32_weights() -> None:
+    w = Weights(tokens=4, d=8, d_hidden=64, seed=9)
+    w.x = w.x.detach().bfloat16()
+    latents, expected = (encode("topk", w, 8, backend) for backend in ("triton", "reference"))
+    torch.testing.assert_close(latents.dense(), expected.dense(), rtol=0.02, atol=0.02)
+    assert latents.values.dtype == torch.float32
+
+
+def test_triton_step_traces_as_one_graph() -> None:
+    w = Weights(tokens=4, d=5, d_hidden=40, seed=10)
+
+    def loss(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor) -> Tensor:
+        latents = kernels.topk_encode(x, W_enc, b_enc, 3, "triton")
+        return kernels.decode_nested(latents, W_dec, (10, 40), "triton").square().sum()
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    for ours, theirs in zip(
+        torch.autograd.grad(compiled(*w.leaves), w.leaves),
+        torch.autograd.grad(loss(*w.leaves), w.leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_gradcheck_of_reference_in_float64(name: str) -> None:
+    w = Weights(tokens=3, d=4, d_hidden=8, seed=1, dtype=torch.float64)
+
+    def loss(*leaves: Tensor) -> Tensor:
+        w.x, w.W_enc, w.b_enc, w.W_dec = leaves
+        latents = encode(name, w, 2, "reference")
+        return kernels.decode_nested(latents, w.W_dec, (3, 8), "reference")
+
+    assert torch.autograd.gradcheck(loss, w.leaves)
+
+
+@given(shape=shapes, data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_exactly_k_per_token_and_per_batch(shape, data) -> None:
+    w = Weights(*shape)
+    k = data.draw(st.integers(1, shape[2]))
+    backend = data.draw(st.sampled_from(["cpu", "cpu", "cpu", "triton"]))
+    topk = encode("topk", w, k, backend)
+    assert topk.offsets.diff().tolist() == [k] * shape[0]
+    for row in topk.indices.view(-1, k):
+        assert (row.diff() > 0).all(), "ids must ascend, without duplicates"
+    assert len(encode("batchtopk", w, k, backend).values) == k * shape[0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_two_runs_are_bitwise_equal(backend: str, name: str) -> None:
+    tokens, d_hidden = (600, 256) if backend == "cpu" else (6, 64)
+    w = Weights(tokens, 16, d_hidden, seed=2)
+    for first, second in zip(step(name, w, 8, backend), step(name, w, 8, backend), strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["topk", "relu"])
+@pytest.mark.parametrize("prefixes", [(40,), (1, 3, 40), (5, 20)])
+def test_nested_equals_naive_sum(backend: str, name: str, prefixes: tuple[int, ...]) -> None:
+    w = Weights(tokens=6, d=5, d_hidden=40, seed=3)
+
+    def gradients(which: str) -> list[Tensor]:
+        nested = kernels.decode_nested(encode(name, w, 7, which), w.W_dec, prefixes, which)
+        weights = torch.arange(1.0, len(prefixes) + 1)
+        loss = ((nested - w.y).square().mean((1, 2)) * weights).sum()
+        return [nested, *torch.autograd.grad(loss, w.leaves)]
+
+    for ours, theirs in zip(gradients(backend), gradients("reference"), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def naive_auxk(w: Weights, dead: Tensor, k_aux: int) -> list[Tensor]:
+    pre = (w.x @ w.W_enc.T + w.b_enc)[:, dead]
+    best = pre.topk(min(k_aux, len(dead))).indices
+    z = torch.zeros_like(pre).scatter(1, best, pre.gather(1, best).relu())
+    error = (w.y - z @ w.W_dec[dead]).square().sum()
+    loss = error / (w.y - w.y.mean(0)).square().sum()
+    return [loss, *torch.autograd.grad(loss, w.leaves)]
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("dense_share", [0.0, 2.0])
+def test_auxk_equals_a_naive_one_and_touches_dead_rows_only(
+    backend: str, dense_share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = Weights(tokens=10, d=6, d_hidden=30, seed=4)
+    dead = torch.tensor([2, 5, 6, 11, 29])
+
+    def gradients(which: str, k_aux: int) -> list[Tensor]:
+        loss = kernels.auxk(w.x, w.y, w.W_enc, w.b_enc, w.W_dec, dead, k_aux, which)
+        return [loss, *(grad.to_dense() for grad in torch.autograd.grad(loss, w.leaves))]
+
+    monkeypatch.setattr(auxiliary, "_DENSE_SHARE", dense_share)
+    for k_aux in (2, 5, 9):
+        ours = gradients(backend, k_aux)
+        for a, b in zip(ours, naive_auxk(w, dead, k_aux), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        alive = torch.ones(30, dtype=torch.bool).index_fill(0, dead, False)
+        assert not any(grad[alive].any() for grad in ours[2:])
+    none = torch.tensor([], dtype=torch.int64)
+    assert kernels.auxk(w.x, w.y, w.W_enc, w.b_enc, w.W_dec, none, 4, backend) == 0
+
+
+def test_x_gets_a_gradient_only_when_it_asks() -> None:
+    w = Weights(tokens=4, d=3, d_hidden=9, seed=5)
+    w.x = w.x.detach()
+    kernels.topk_encode(w.x, w.W_enc, w.b_enc, 2).values.sum().backward()
+    assert w.x.grad is None
+    assert w.W_enc.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": 10}, r"k = 10 is not within 1..d_hidden = 9"),
+        ({"k": 0}, r"k = 0"),
+        ({"b_enc": torch.zeros(8)}, r"b_enc is \[8\]: expected \[9\]"),
+        ({"x": torch.zeros(4, 5)}, r"x is \[4, 5\] and W_enc is \[9, 3\]"),
+        ({"x": torch.zeros(4, 3, device="meta")}, r"different devices"),
+        ({"backend": "gpu"}, r"backend = 'gpu'"),
+    ],
+)
+def test_errors_name_what_is_wrong(change: dict, message: str) -> None:
+    args = {"x": torch.zeros(4, 3), "W_enc": torch.zeros(9, 3), "b_enc": torch.zeros(9), "k": 2}
+    with pytest.raises(ValueError, match=message):
+        kernels.topk_encode(**(args | change))
+
+
+def test_decoder_errors_name_what_is_wrong() -> None:
+    latents = kernels.topk_encode(torch.zeros(4, 3), torch.zeros(9, 3), torch.zeros(9), 2)
+    with pytest.raises(ValueError, match="transpose it"):
+        kernels.decode(latents, torch.zeros(3, 9))
+    with pytest.raises(ValueError, match="strictly rising"):
+        kernels.decode_nested(latents, torch.zeros(9, 3), (3, 3))
+
+
+def test_bucketed_recall_is_about_what_it_says() -> None:
+    w = Weights(tokens=500, d=32, d_hidden=1024, seed=11)
+    exact = kernels.topk_encode(w.x, w.W_enc, w.b_enc, 16).dense() > 0
+    for buckets in (64, 256):
+        found = kernels.bucketed_encode(w.x, w.W_enc, w.b_enc, 16, buckets).dense() > 0
+        recall = float((exact & found).sum() / exact.sum())
+        assert recall == pytest.approx(buckets / 16 * (1 - (1 - 1 / buckets) ** 16), abs=0.02)
+
+
+def test_jumprelu_gradients_follow_the_paper() -> None:
+    w = Weights(tokens=40, d=6, d_hidden=50, seed=12)
+    theta, bandwidth = (w.b_enc.detach().abs() + 0.3).requires_grad_(), 0.5
+    latents, l0 = kernels.jumprelu_encode(w.x, w.W_enc, w.b_enc, theta, bandwidth)
+    p = (w.x @ w.W_enc.T + w.b_enc).relu().detach()
+    torch.testing.assert_close(latents.dense(), p * (p > theta))
+    torch.testing.assert_close(l0, (p > theta).sum(1).float())
+
+    weight = torch.randn(40, 50)
+    rectangle = ((p - theta).abs() < bandwidth / 2).float().detach() / bandwidth
+    [grad] = torch.autograd.grad((latents.dense() * weight).sum(), theta, retain_graph=True)
+    torch.testing.assert_close(grad, (-theta * rectangle * weight).sum(0), rtol=1e-4, atol=1e-4)
+    [grad] = torch.autograd.grad(l0.sum(), theta)
+    torch.testing.assert_close(grad, -rectangle.sum(0))
+
+
+def test_the_transpose_is_shared_by_both_gradients_and_forgotten() -> None:
+    w = Weights(tokens=4, d=3, d_hidden=9, seed=13)
+    latents = encode("topk", w, 2, "cpu")
+    kernels.decode_nested(latents, w.W_dec, (4, 9), "cpu").sum().backward()
+    assert list(cpu._columns_of) == [latents.indices]
+    del latents
+    assert len(cpu._columns_of) == 0
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch", "triton"])
+@pytest.mark.parametrize("prefixes", [(), (4, 40), (3, 9, 30)])
+def test_squared_errors_are_those_of_the_reconstructions(
+    backend: str, prefixes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = Weights(tokens=6, d=5, d_hidden=40, seed=14)
+    w.y.requires_grad_()
+    if backend == "torch":
+        monkeypatch.setattr(cpu, "_numba_ops", lambda: None)
+
+    def gradients(which: str) -> list[Tensor]:
+        latents = encode("topk", w, 7, which)
+        errors, residual = kernels.squared_errors(latents, w.W_dec, w.y, prefixes, which)
+        loss = (errors * torch.arange(1.0, len(errors) + 1)).sum()
+        return [errors, residual, *torch.autograd.grad(loss, [*w.leaves, w.y])]
+
+    ours = gradients("cpu" if backend == "torch" else backend)
+    for a, b in zip(ours, gradients("reference"), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_auxk_gradients_add_to_the_main_ones_as_dense() -> None:
+    w = Weights(tokens=10, d=6, d_hidden=30, seed=15)
+    dead = torch.tensor([2, 5])
+
+    def gradient(share: float) -> Tensor:
+        errors, residual = kernels.squared_errors(encode("topk", w, 4, "cpu"), w.W_dec, w.y)
+        aux = kernels.auxk(w.x, residual, w.W_enc, w.b_enc, w.W_dec, dead, 2)
+        w.W_dec.grad = None
+        (errors.sum() + share * aux).backward()
+        assert w.W_dec.grad is not None
+        assert w.W_dec.grad.layout == torch.strided
+        return w.W_dec.grad
+
+    difference = gradient(1.0) - gradient(0.0)
+    assert difference[dead].any()
+    difference[dead] = 0
+    assert difference.abs().max() < 1e-6

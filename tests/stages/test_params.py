@@ -1,0 +1,96 @@
+import shutil
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.params import apply_preset, load_params, parse
+from transcoders.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def changed(**changes):
+    content = YAML(typ="safe").load(ROOT / "params.yaml")
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        node = content
+        for part in path:
+            node = node[part]
+        node[last] = value
+    return content
+
+
+def test_the_delivered_parameters_are_valid():
+    assert load_params(ROOT / "params.yaml").run_names
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train__learnin_rate": 1}, r"train\.learnin_rate: unknown parameter.*known: .*learning_rate"),
+        ({"trian": {}}, r"trian: unknown parameter"),
+        ({"train__k": "many"}, r"train\.k: 'many' is wrong"),
+        ({"train__k": 0}, r"train\.k: 0 is wrong"),
+        ({"train__k": 64, "train__d_hidden": 32}, r"train\.k: 64 is more than train\.d_hidden 32"),
+        ({"train__d_hidden": "x8"}, r"train\.d_hidden"),
+        ({"runs__layers": [3]}, r"runs\.layers: layer 3 is not in collect\.layers"),
+        ({"runs__variants": ["tpok"]}, r"runs\.variants: 'tpok' is not defined"),
+        ({"collect__dtype": "int8"}, r"collect\.dtype: 'int8' is wrong"),
+        ({"split__test": 0.9, "split__validation": 0.2}, r"together must be below 1"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        parse(changed(**changes), "params.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(UserError, match=r"collect\.tokens.*train\.k"):
+        parse(changed(train__k=-1, collect__tokens=-1), "params.yaml")
+
+
+def test_a_missing_section_is_named():
+    content = changed()
+    del content["train"]
+    with pytest.raises(UserError, match="train: is missing"):
+        parse(content, "params.yaml")
+
+
+def test_numbers_are_yaml_1_2(tmp_path):
+    text = (ROOT / "params.yaml").read_text().replace("learning_rate: 1.0e-3", "learning_rate: 5e-05")
+    (tmp_path / "params.yaml").write_text(text)
+    assert load_params(tmp_path / "params.yaml").train.learning_rate == 5e-5
+
+
+@pytest.fixture
+def params_file(tmp_path):
+    return Path(shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml"))
+
+
+@pytest.mark.parametrize("preset", sorted(p.stem for p in (ROOT / "presets").glob("*.yaml")))
+def test_every_preset_gives_valid_parameters_and_keeps_comments(preset, params_file):
+    apply_preset(preset, ROOT / "presets", params_file)
+    load_params(params_file)
+    assert "# active latents per token" in params_file.read_text()
+
+
+def test_the_default_preset_is_what_is_delivered(params_file):
+    before = load_params(params_file)
+    apply_preset("smoke", ROOT / "presets", params_file)
+    assert load_params(params_file) != before
+    apply_preset("default", ROOT / "presets", params_file)
+    assert load_params(params_file) == before
+
+
+def test_any_hub_id_is_a_preset(params_file):
+    apply_preset("some-one/some-model", ROOT / "presets", params_file)
+    assert load_params(params_file).model.name == "some-one/some-model"
+
+
+def test_an_unknown_preset_changes_nothing(params_file):
+    before = params_file.read_bytes()
+    with pytest.raises(UserError, match=r"there is no such preset; there are .*quick_test"):
+        apply_preset("nope", ROOT / "presets", params_file)
+    assert params_file.read_bytes() == before

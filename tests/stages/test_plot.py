@@ -1,0 +1,179 @@
+"""The plot stage: which files it writes, that they are stable, and what it says of bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages import figures
+from stages.plot import run, shares, thin
+from transcoders.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+RUNS = ["topk-9-0", "nested-9-0", "topk-0-0"]
+FIGURES = ["comparison", "firing_density", "frontier", "training_curves"]
+
+
+def history(steps: int) -> pd.DataFrame:
+    step = np.arange(1, steps + 1)
+    fall = 0.2 + np.exp(-step / 50)
+    return pd.DataFrame(
+        {
+            "step": step,
+            "tokens": 1024 * step,
+            "epoch": step / steps,
+            "loss": fall + 0.01,
+            "nmse": fall,
+            "aux_loss": fall,
+            "l0": 32.0,
+            "l1": 50.0,
+            "dead_fraction": 0.1 / step,
+            "learning_rate": 1e-3,
+            "gradient_norm": fall,
+            "validation_nmse": np.where(step % 100 == 0, fall, np.nan),
+        }
+    )
+
+
+def density() -> pd.DataFrame:
+    edges = [-np.inf, *np.arange(-4, 0, 0.25)]
+    return pd.DataFrame(
+        {"log10_frequency": edges, "latents": [7, 0, 0, 0, 0, *range(1, 9), 0, 0, 0, 0]}
+    )
+
+
+def comparison() -> pd.DataFrame:
+    columns = ["name", "kind", "variant", "layer", "l0", "fvu", "loss_recovered"]
+    rows = [
+        ("topk-9-0", "trained", "topk", 9, 32.0, 0.24, 0.93),
+        ("nested-9-0", "trained", "nested", 9, 32.0, 0.26, 0.92),
+        ("topk-0-0", "trained", "topk", 0, 32.0, 0.08, 0.99),
+        ("mean-9", "baseline", "mean", 9, None, 1.0, 0.0),
+        ("untrained-9", "baseline", "untrained", 9, 32.0, 1.3, -0.1),
+        ("scope-9", "official", "jumprelu", 9, 14.0, 0.31, None),
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A repository with the results of three runs."""
+    for name in RUNS:
+        (tmp_path / "models" / name).mkdir(parents=True)
+        history(3000).to_csv(tmp_path / "models" / name / "history.csv", index=False)
+        (tmp_path / "data/density").mkdir(parents=True, exist_ok=True)
+        density().to_csv(tmp_path / "data/density" / f"{name}.csv", index=False)
+    comparison().to_csv(tmp_path / "data/compare.csv", index=False)
+    return tmp_path
+
+
+def files_under(folder: Path) -> dict[str, bytes]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_tables_and_figures_are_written_and_are_the_same_bytes_again(root: Path) -> None:
+    run(RUNS, root)
+    first = files_under(root / "plots")
+    run(RUNS, root)
+
+    assert files_under(root / "plots") == first
+    assert sorted(first) == sorted(
+        ["data/comparison.csv", "data/curves.csv", "data/density.csv"]
+        + [f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
+    )
+    assert not list(root.glob(".plots*"))
+
+
+def test_curves_are_thinned_and_keep_the_ends_and_every_validation(root: Path) -> None:
+    run(RUNS, root)
+    curves = pd.read_csv(root / "plots/data/curves.csv")
+
+    assert list(curves.columns) == ["run", *history(1).columns]
+    assert list(curves["run"].unique()) == RUNS
+    one = curves[curves["run"] == RUNS[0]]
+    assert len(one) < 1000
+    assert (one["step"].iloc[0], one["step"].iloc[-1]) == (1, 3000)
+    assert one["validation_nmse"].notna().sum() == 30
+
+
+def test_a_run_that_validates_at_every_step_is_thinned_too() -> None:
+    every = history(5000).assign(validation_nmse=0.5)
+    assert len(thin(every)) < 1000
+
+
+def test_a_short_history_is_kept_whole() -> None:
+    assert len(thin(history(3))) == 3
+
+
+def test_density_is_a_share_per_bin_at_the_bins_centre() -> None:
+    table = shares(density())
+
+    assert table["share"].sum() == pytest.approx(1)
+    assert table["log10_frequency"].iloc[0] == -np.inf
+    assert table["latents"].iloc[0] == 7
+    assert table["log10_frequency"].iloc[2] == pytest.approx(-3 + 0.125)
+    assert len(table) == 1 + 8 + 2, "the bins in use, an empty one at either side, and never"
+
+
+def test_one_run_with_nothing_else_can_be_plotted(root: Path) -> None:
+    comparison().head(1).to_csv(root / "data/compare.csv", index=False)
+    run(RUNS[:1], root)
+    assert (root / "plots/figures/frontier.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("file", "stage"),
+    [
+        ("models/topk-9-0/history.csv", "train@topk-9-0"),
+        ("data/density/topk-9-0.csv", "evaluate@topk-9-0"),
+        ("data/compare.csv", "compare"),
+    ],
+)
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_missing_or_empty_input_is_named_with_its_stage_and_nothing_is_replaced(
+    root: Path, file: str, stage: str, content: str | None
+) -> None:
+    run(RUNS, root)
+    before = files_under(root / "plots")
+    (root / file).unlink()
+    if content is not None:
+        (root / file).write_text(content)
+
+    with pytest.raises(UserError, match=f"{file}.*dvc repro .*{stage}") as caught:
+        run(RUNS, root)
+
+    assert "\n" not in str(caught.value)
+    assert files_under(root / "plots") == before
+
+
+@pytest.mark.parametrize("template", ["curve", "curve_log", "histogram", "bars", "frontier"])
+def test_a_run_has_the_same_colour_in_figures_and_on_the_page(template: str) -> None:
+    specification = json.loads((ROOT / ".dvc/plots" / f"{template}.json").read_text())
+    ranges = colour_ranges(specification)
+    assert list(figures.PALETTE) in ranges
+    assert all(r in (list(figures.PALETTE), list(figures.KIND_COLOURS.values())) for r in ranges)
+
+
+def colour_ranges(node: object) -> list[list[str]]:
+    """Every ``color`` encoding's range, anywhere in a Vega-Lite specification."""
+    if isinstance(node, list):
+        return [found for child in node for found in colour_ranges(child)]
+    if not isinstance(node, dict):
+        return []
+    colour = node.get("color")
+    own = [colour["scale"]["range"]] if isinstance(colour, dict) and "scale" in colour else []
+    return own + [found for child in node.values() for found in colour_ranges(child)]
+
+
+@pytest.mark.parametrize("module", ["stages.plot", "stages.plots_page"])
+def test_help_is_there(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "usage: python -m" in done.stdout or "usage: plot" in done.stdout

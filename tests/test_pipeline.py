@@ -1,0 +1,214 @@
+"""The whole pipeline, as users drive it: real model, real text, real DVC, small preset."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from stages.params import apply_preset
+from transcoders import Transcoder
+
+ROOT = Path(__file__).parents[1]
+ALL = ["model", "collect", "split", "train", "evaluate", "compare", "plot"]
+
+
+class Pipeline:
+    """A checkout of its own with its own caches."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.env = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "XDG_CACHE_HOME": str(root.parent / "cache"),
+            "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org",
+            "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@example.org",
+        }  # fmt: skip
+
+    def run(self, *command: str, status: int = 0) -> str:
+        done = subprocess.run(
+            command, cwd=self.root, env=self.env, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    def repro(self, *arguments: str) -> list[str]:
+        """Run ``dvc repro`` and return the stages that ran (not: restored, skipped), without @…"""
+        return ran(self.run("dvc", "repro", *arguments))
+
+    def set(self, **changes: object) -> None:
+        yaml = YAML()
+        params = yaml.load(self.root / "params.yaml")
+        for key, value in changes.items():
+            section, name = key.split("__")
+            params[section][name] = value
+        yaml.dump(params, self.root / "params.yaml")
+
+
+def ran(output: str) -> list[str]:
+    return [name.partition("@")[0] for name in re.findall(r"Running stage '([^']+)'", output)]
+
+
+@pytest.fixture(scope="module")
+def pipeline(gemma, tmp_path_factory):
+    root = tmp_path_factory.mktemp("pipeline") / "checkout"
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file() and not name.startswith(("metrics/", "plots/", "tests/", "dvc.lock")):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
+    (root / ".dvc/plots_page.html").touch()
+    made = Pipeline(root)
+    apply_preset("smoke", root / "presets", root / "params.yaml")
+    made.set(model__name=str(gemma))
+    made.run("git", "init", "-q")
+    made.run(sys.executable, "-m", "stages.plots_page")
+    assert made.repro() == ALL
+    made.run("git", "add", "-A")
+    made.run("git", "commit", "-qm", "a run")
+    return made
+
+
+@pytest.fixture
+def restored(pipeline):
+    """The pipeline, put back to its commit after the test."""
+    yield pipeline
+    pipeline.run("git", "checkout", "-q", "--", ".")
+    pipeline.run("dvc", "checkout", "-q", "--force")
+
+
+def test_a_second_repro_does_nothing(pipeline):
+    assert "up to date" in pipeline.run("dvc", "repro")
+    assert "up to date" in pipeline.run("dvc", "status")
+
+
+def test_the_results_are_real(pipeline):
+    metrics = json.loads((pipeline.root / "metrics/evaluate/topk-0-0.json").read_text())
+    assert metrics["l0"] <= 16
+    assert metrics["fvu"] < 0.6
+    assert metrics["ce_clean"] < 5
+    compared = json.loads((pipeline.root / "metrics/compare.json").read_text())
+    assert compared["mean-0"]["fvu"] == pytest.approx(1, abs=0.2)
+    assert compared["topk-0-0"]["fvu"] < compared["untrained-0"]["fvu"]
+    checks = json.loads((pipeline.root / "metrics/checks.json").read_text())["topk-0-0"]
+    assert checks["loss_decreased"] == 1
+    history = pd.read_csv(pipeline.root / "models/topk-0-0/history.csv")
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+    assert "topk-0-0" in (pipeline.root / "data/compare.md").read_text()
+
+
+def test_a_trained_transcoder_loads_and_runs(pipeline):
+    model = Transcoder.load(pipeline.root / "models/topk-0-0")
+    assert model(torch.randn(3, 640)).shape == (3, 640)
+    assert model.config.provenance["hf_hook_in"] == "model.layers.0.pre_feedforward_layernorm.output"
+    assert Transcoder.load(pipeline.root / "models/topk-0-0/final").config == model.config
+
+
+def test_outputs_are_byte_stable(restored):
+    before = (restored.root / "dvc.lock").read_bytes()
+    ran_again = ran(
+        restored.run("dvc", "repro", "--force", "--no-run-cache", "split", "train@topk-0-0", "--single-item")
+    )
+    assert ran_again == ["split", "train"]
+    assert (restored.root / "dvc.lock").read_bytes() == before
+
+
+def test_a_training_parameter_reruns_training_and_what_follows(restored):
+    restored.set(train__k=8)
+    assert restored.repro() == ["train", "evaluate", "compare", "plot"]
+    assert json.loads((restored.root / "metrics/evaluate/topk-0-0.json").read_text())["l0"] <= 8
+    assert "k" in restored.run("dvc", "params", "diff")
+    assert "fvu" in restored.run("dvc", "metrics", "diff")
+    page = restored.root / "diff"
+    restored.run("dvc", "plots", "diff", "--out", str(page))
+    html = (page / "index.html").read_text()
+    assert html.count("vegaEmbed") > 5
+
+
+def test_an_experiment_reruns_the_same(restored):
+    output = restored.run("dvc", "exp", "run", "-S", "train.k=12", "--name", "twelve")
+    assert ran(output) == ["train", "evaluate", "compare", "plot"]
+    table = restored.run("dvc", "exp", "show", "--csv")
+    assert "twelve" in table
+    assert "train.k" in table
+
+
+def test_a_mistyped_experiment_key_is_refused(restored):
+    output = restored.run("dvc", "exp", "run", "-S", "train.kk=12", status=255)
+    assert "kk" in output
+
+
+def test_editing_the_plot_stage_reruns_only_plot(restored):
+    with (restored.root / "stages/plot.py").open("a") as file:
+        file.write("# an edit\n")
+    assert restored.repro() == ["plot"]
+
+
+def test_another_layer_is_collected_alone_and_retrains_nothing(restored):
+    restored.set(collect__layers=[0, 1])
+    output = restored.run("dvc", "repro")
+    assert "collected layers [1]" in output
+    assert set(ran(output)) == {"collect", "compare"}, "compare reads the folder of all stores"
+
+
+def test_what_users_look_at(pipeline):
+    assert "fvu" in pipeline.run("dvc", "metrics", "show")
+    assert "train@topk-0-0" in pipeline.run("dvc", "dag", "--md")
+    page = pipeline.root.parent / "page"
+    pipeline.run("dvc", "plots", "show", "--out", str(page))
+    html = (page / "index.html").read_text()
+    assert not re.search(r"<(script|link)[^>]+(src|href)=\"?https?:", html)
+    for title in ("Training loss", "Normalised MSE", "Sparsity", "Dead latents", "Learning rate", "fire"):
+        assert title in html
+
+
+def start_training(pipeline):
+    command = [sys.executable, "-m", "stages.train", "topk", "0", "0"]
+    return subprocess.Popen(command, cwd=pipeline.root, env=pipeline.env, stderr=subprocess.PIPE, text=True)
+
+
+def test_ctrl_c_keeps_nothing_unfinished_and_a_rerun_continues(restored):
+    restored.set(train__epochs=40)
+    before = (restored.root / "models/topk-0-0/transcoder.safetensors").read_bytes()
+    process = start_training(restored)
+    checkpoints = restored.root.parent / "cache/mtxplt/checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("[!.]*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted" in errors
+    assert (restored.root / "models/topk-0-0/transcoder.safetensors").read_bytes() == before
+    _, errors = start_training(restored).communicate(timeout=300)
+    assert "continuing at step" in errors
+    assert (restored.root / "models/topk-0-0/transcoder.safetensors").read_bytes() != before
+
+
+def test_a_mistake_in_the_parameters_stops_the_stage_with_one_line(restored):
+    restored.set(train__k=100_000)
+    output = restored.run(sys.executable, "-m", "stages.train", "topk", "0", "0", status=1)
+    assert re.fullmatch(
+        r"error: train\.k: 100000 is more than train\.d_hidden 2x = 1280 latents\n", output.split("\r")[-1]
+    )
+    restored.set(train__kk=3)
+    for stage in ("model", "collect", "split", "compare", "plot"):
+        output = restored.run(sys.executable, "-m", f"stages.{stage}", status=1)
+        assert output.startswith("error: params.yaml: train.kk: unknown parameter"), output
+
+
+def test_every_stage_has_help(pipeline):
+    for stage in (*ALL, "params", "plots_page", "dependencies"):
+        assert "usage" in pipeline.run(sys.executable, "-m", f"stages.{stage}", "--help")

@@ -1,0 +1,1 @@
+"""Capturing, storing and streaming activations."""

@@ -1,0 +1,253 @@
+"""Running the model over contexts and storing what enters and leaves its MLPs."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import zarr
+from torch import Tensor
+from tqdm import tqdm
+
+from transcoders.activations import contexts as contexts_module
+from transcoders.activations import store, taps, text
+from transcoders.activations.contexts import PAD, Contexts, batches
+from transcoders.activations.settings import CollectSettings
+from transcoders.activations.taps import Tap
+from transcoders.errors import UserError
+from transcoders.files import fingerprint, source_hash, write_json
+
+log = logging.getLogger(__name__)
+
+
+class Activations(NamedTuple):
+    """x and y of the kept tokens of one batch, and where each came from."""
+
+    x: Tensor
+    y: Tensor
+    labels: dict[str, Tensor]
+    norms_left_out: int
+
+
+def layer_fingerprint(settings: CollectSettings, layer: int, contexts: Contexts, weights: str) -> str:
+    """What a layer's store depends on; equal fingerprints mean equal stores."""
+    relevant = settings.model_dump(exclude={"layers"})
+    code = source_hash(sys.modules[__name__], contexts_module, store, taps, text)
+    digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in contexts[:2]]
+    return fingerprint(relevant, layer, digests, weights, code)
+
+
+def forward(bridge: Any, tokens: Tensor, layer_taps: list[Tap]) -> dict[str, Tensor]:
+    """Run ``tokens`` [contexts, length] up to the last tapped layer; return the hooked tensors."""
+    caught: dict[str, Tensor] = {}
+
+    def catch(value: Tensor, hook: Any) -> None:
+        caught[hook.name] = value
+
+    names = {name for tap in layer_taps for name in (tap.hook_in, tap.hook_out)}
+    hooks = [(bridge.hook_dict[name].name, catch) for name in names]
+    last = max(tap.layer for tap in layer_taps)
+    stop = {"stop_at_layer": last + 1} if last + 1 < len(bridge.blocks) else {}
+    bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type=None, use_cache=False, **stop)
+    return {name: caught[bridge.hook_dict[name].name] for name in names}
+
+
+class LayerWriter:
+    """Writes one layer's rows in whole shards and can continue after the last whole one."""
+
+    def __init__(self, path: Path, tap: Tap, settings: CollectSettings, d_model: int, rows: int):
+        self.path, self.tap, self.settings = path, tap, settings
+        self.d_model, self.capacity = d_model, rows
+        self._progress = path.with_suffix(".json")
+        state = {"rows": 0, "batch": 0, "rows_before": 0, "limits": None, "left_out": 0}
+        if self._progress.is_file() and path.is_dir():
+            state = json.loads(self._progress.read_text())
+            log.info("layer %d: continuing after %d stored tokens", tap.layer, state["rows"])
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+            store.create(path, d_model, settings.dtype, rows, {})
+        self.first_batch: int = state["batch"]
+        self._skip: int = state["rows"] - state["rows_before"]
+        self._seen: int = state["rows_before"]
+        self.limits: list[float] | None = state["limits"]
+        self.left_out: int = state["left_out"]
+        self.written: int = state["rows"]
+        self._pending: dict[str, list[np.ndarray]] = {n: [] for n in (*store.ACTIVATIONS, *store.LABELS)}
+        self._pending_rows = 0
+        self._root = zarr.open_group(path, mode="r+")
+
+    def select(self, batch: int, caught: dict[str, Tensor], labels: dict[str, Tensor]) -> Activations:
+        """The batch's tokens with their labels, norm outliers left out."""
+        keep = labels.pop("keep")
+        x, y = caught[self.tap.hook_in][keep], caught[self.tap.hook_out][keep]
+        labels = {name: values[keep] for name, values in labels.items()}
+        norms = [x.norm(dim=1), y.norm(dim=1)]
+        if self.limits is None and self.settings.max_norm is not None:
+            self.limits = [float(n.median()) * self.settings.max_norm for n in norms]
+        if self.limits is None:
+            return Activations(x, y, labels, 0)
+        inside = ~((norms[0] > self.limits[0]) | (norms[1] > self.limits[1]))
+        kept = {name: values[inside.to(values.device)] for name, values in labels.items()}
+        return Activations(x[inside], y[inside], kept, int((~inside).sum()))
+
+    def add(self, batch: int, rows: Activations, pool: ThreadPoolExecutor) -> "Future[None] | None":
+        """Queue the rows of ``batch``; returns the write of a shard when one became full."""
+        if batch < self.first_batch:
+            return None
+        where = f"layer {self.tap.layer}"
+        arrays = {
+            "mlp_in": store.to_storage(rows.x, self.settings.dtype, f"mlp_in of {where}"),
+            "mlp_out": store.to_storage(rows.y, self.settings.dtype, f"mlp_out of {where}"),
+            **{name: rows.labels[name].numpy().astype(np.int32) for name in store.LABELS},
+        }
+        skip, self._skip = self._skip, 0
+        before, left_out_before = self._seen, self.left_out
+        self._seen += len(arrays["token"])
+        self.left_out += rows.norms_left_out
+        for name, values in arrays.items():
+            self._pending[name].append(values[skip:])
+        self._pending_rows += len(arrays["token"]) - skip
+        if self._pending_rows < store.SHARD_ROWS:
+            return None
+        joined = {name: np.concatenate(parts) for name, parts in self._pending.items()}
+        shard = {name: values[: store.SHARD_ROWS] for name, values in joined.items()}
+        self._pending = {name: [values[store.SHARD_ROWS :]] for name, values in joined.items()}
+        self._pending_rows -= store.SHARD_ROWS
+        start, self.written = self.written, self.written + store.SHARD_ROWS
+        progress = {
+            "rows": self.written, "batch": batch, "rows_before": before,
+            "limits": self.limits, "left_out": left_out_before,
+        }  # fmt: skip
+        return pool.submit(self._write, start, shard, progress)
+
+    def _write(self, start: int, shard: dict[str, np.ndarray], progress: dict[str, Any]) -> None:
+        for name, values in shard.items():
+            array = self._root[name]
+            assert isinstance(array, zarr.Array)
+            array[start : start + len(values)] = values
+        write_json(self._progress, progress)
+
+    def close(self, attributes: dict[str, Any]) -> None:
+        """Write what is left, the per-array statistics and, last, the mark of completeness."""
+        rest = {name: np.concatenate(parts) for name, parts in self._pending.items()}
+        if self._pending_rows:
+            self._write(self.written, rest, {"rows": -1})
+        rows = self.written + self._pending_rows
+        self._progress.unlink(missing_ok=True)
+        statistics = _statistics(self._root, rows, self.settings.dtype)
+        store.finish(self.path, rows, {**attributes, **statistics, "left_out": self.left_out})
+
+
+def _statistics(root: zarr.Group, rows: int, dtype: str) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name in store.ACTIVATIONS:
+        array = root[name]
+        assert isinstance(array, zarr.Array)
+        total = torch.zeros(array.shape[1], dtype=torch.float64)
+        square = 0.0
+        for start in range(0, rows, store.CHUNK_ROWS):
+            values = torch.from_numpy(np.asarray(array[start : min(start + store.CHUNK_ROWS, rows)]))
+            exact = (values.view(torch.bfloat16) if dtype == "bfloat16" else values).double()
+            total += exact.sum(0)
+            square += float(exact.square().sum())
+        result[f"{name}_mean"] = (total / rows).tolist()
+        result[f"{name}_mean_square"] = square / rows
+    return result
+
+
+@torch.inference_mode()
+def collect(
+    bridge: Any,
+    layer_taps: list[Tap],
+    contexts: Contexts,
+    settings: CollectSettings,
+    special_ids: list[int],
+    paths: list[Path],
+    attributes: list[dict[str, Any]],
+) -> None:
+    """Write one complete store per tap to ``paths``, continuing what an earlier call began.
+
+    All layers share one forward pass, which stops after the last of them; shards are written by a
+    second thread while the model computes.
+
+    Raises:
+        UserError: a tap is not an MLP, a value does not fit the dtype, or the disk is too small.
+    """
+    d_model = int(bridge.cfg.d_model)
+    capacity = int((contexts.tokens != PAD).sum()) - len(contexts.tokens)
+    device = next(bridge.original_model.parameters()).device
+    _check_disk(paths[0].parent, len(paths) * capacity * 2 * d_model * (4 if settings.dtype == "float32" else 2))
+    writers = [LayerWriter(path, tap, settings, d_model, capacity) for path, tap in zip(paths, layer_taps, strict=True)]
+    plan = batches(contexts, settings.batch_size)
+    first = min(writer.first_batch for writer in writers)
+    special = torch.tensor(special_ids, dtype=torch.long)
+    bar = tqdm(desc="collect", total=capacity, unit="tok", unit_scale=True)
+    bar.update(sum(_tokens_of(contexts, rows) for rows in plan[:first]))
+    pending: list[Future[None]] = []
+    with bar, ThreadPoolExecutor(max_workers=1) as pool:
+        for number in range(first, len(plan)):
+            labels = _labels(contexts, plan[number], special)
+            tokens = labels["token"].clamp_min(0).to(device)
+            caught = forward(bridge, tokens, layer_taps)
+            for writer in writers:
+                rows = writer.select(number, caught, dict(labels))
+                if number == first:
+                    error = taps.check_tap(bridge, writer.tap, rows.x, rows.y)
+                    log.info("layer %d: the model's MLP maps x to y (relative error %.1e)", writer.tap.layer, error)
+                written = writer.add(number, rows, pool)
+                if written is not None:
+                    pending.append(written)
+            # At most one shard per layer waits to be written; an error in the writer surfaces here.
+            while len(pending) > len(writers) or (pending and pending[0].done()):
+                pending.pop(0).result()
+            bar.update(_tokens_of(contexts, plan[number]))
+        for future in pending:
+            future.result()
+        for writer, extra in zip(writers, attributes, strict=True):
+            writer.close({**extra, "d_model": d_model})
+
+
+def _tokens_of(contexts: Contexts, rows: np.ndarray) -> int:
+    return int((contexts.tokens[rows] != PAD).sum()) - len(rows)
+
+
+def _labels(contexts: Contexts, rows: np.ndarray, special: Tensor) -> dict[str, Tensor]:
+    """Per position [contexts, length]: token, document, position, context, and whether to keep it."""
+    table = contexts.tokens[rows]
+    token = torch.from_numpy(table[:, : int((table != PAD).sum(1).max())]).long()
+    shape = token.shape
+    return {
+        "token": token,
+        "document": torch.from_numpy(contexts.document[rows]).long()[:, None].expand(shape),
+        "position": torch.arange(shape[1]).expand(shape),
+        "context": torch.from_numpy(rows)[:, None].expand(shape),
+        "keep": (token != PAD) & ~torch.isin(token, special),
+    }
+
+
+def _check_disk(folder: Path, needed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"collect.tokens: the stores need {needed / 1e9:.2f} GB, but the disk of {folder} has "
+            f"{free / 1e9:.2f} GB left; free some, lower collect.tokens, or set XDG_CACHE_HOME"
+        )
+
+
+def publish(path: Path, target: Path) -> bool:
+    """Put a finished store at ``target``, hard-linked so that it costs no disk; False if copied."""
+    try:
+        shutil.copytree(path, target, copy_function=os.link)
+        return True
+    except OSError:
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(path, target)
+        return False

@@ -1,0 +1,165 @@
+"""Reading a store: in order for evaluation, shuffled through a bounded buffer for training."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from transcoders.activations.store import CHUNK_ROWS, Store
+
+
+class Batch(NamedTuple):
+    """MLP inputs and outputs of some tokens, float32, raw units."""
+
+    x: Float[Tensor, "tokens d"]
+    y: Float[Tensor, "tokens d"]
+
+
+class LabelledBatch(NamedTuple):
+    """A batch in store order, with each token's document and token id."""
+
+    x: Float[Tensor, "tokens d"]
+    y: Float[Tensor, "tokens d"]
+    document: NDArray[np.int32]
+    token: NDArray[np.int32]
+
+
+def _chunks(store: Store) -> list[tuple[int, int]]:
+    return [(s, min(s + CHUNK_ROWS, store.tokens)) for s in range(0, store.tokens, CHUNK_ROWS)]
+
+
+def ordered_batches(
+    store: Store, documents: NDArray[np.bool_], limit: int, device: torch.device
+) -> Iterator[LabelledBatch]:
+    """At most ``limit`` tokens of the chosen documents (a mask over document ids), a chunk a batch.
+
+    Contexts were shuffled when they were collected, so the first tokens are a fair sample.
+    """
+    left = limit
+    for start, stop in _chunks(store):
+        owner = store.labels("document", start, stop)
+        rows = np.flatnonzero(documents[owner])[:left]
+        if len(rows) == 0:
+            continue
+        left -= len(rows)
+        x, y = (
+            store.rows(name, start, stop)[torch.from_numpy(rows)].to(device).float() for name in ("mlp_in", "mlp_out")
+        )
+        yield LabelledBatch(x, y, owner[rows], store.labels("token", start, stop)[rows])
+        if left == 0:
+            return
+
+
+class _Load(NamedTuple):
+    """The part of the store that the buffer holds at a time, and the order to take it in."""
+
+    x: Tensor
+    y: Tensor
+    order: Tensor
+
+
+class ShuffledReader:
+    """Endless batches of the chosen documents' tokens, in an order that only the seed decides.
+
+    An epoch is a permutation of the store's chunks, cut into loads of ``buffer_tokens`` rows; rows
+    are permuted within a load. Contexts lie shuffled in the store, so this mixes documents twice.
+    Memory is two loads, whatever the store's size. ``batch(n)`` onwards can be had without reading
+    what comes before, which makes resuming exact and cheap. The last, incomplete batch of an epoch
+    is left out.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        documents: NDArray[np.bool_],
+        *,
+        batch_size: int,
+        buffer_tokens: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._store, self._documents, self._seed, self._device = store, documents, seed, device
+        self.batch_size = batch_size
+        self._chunks = _chunks(store)
+        self._counts = np.array([documents[store.labels("document", *chunk)].sum() for chunk in self._chunks])
+        self._chunks_per_load = max(1, buffer_tokens // CHUNK_ROWS)
+        self.tokens = int(self._counts.sum())
+        self.batches_per_epoch = self.tokens // batch_size
+        self.seconds_waited = 0.0
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self._seed, epoch]).permutation(len(self._chunks))
+
+    def _loads(self, epoch: int) -> list[NDArray[np.int64]]:
+        order = self._order(epoch)
+        return [order[i : i + self._chunks_per_load] for i in range(0, len(order), self._chunks_per_load)]
+
+    def _read(self, epoch: int, number: int, chunks: NDArray[np.int64]) -> _Load:
+        parts: dict[str, list[Tensor]] = {"mlp_in": [], "mlp_out": []}
+        for index in chunks:
+            start, stop = self._chunks[index]
+            rows = torch.from_numpy(np.flatnonzero(self._documents[self._store.labels("document", start, stop)]))
+            for name, part in parts.items():
+                part.append(self._store.rows(name, start, stop)[rows])
+        x, y = (torch.cat(part) for part in parts.values())
+        if self._device.type == "cuda":
+            x, y = x.pin_memory(), y.pin_memory()
+        rng = np.random.default_rng([self._seed, epoch, number])
+        return _Load(x, y, torch.from_numpy(rng.permutation(len(x))))
+
+    def batches(self, first: int = 0) -> Iterator[Batch]:
+        """Batch number ``first`` (counted over epochs) and all after it."""
+        epoch, skipped = divmod(first, self.batches_per_epoch)
+        skip = skipped * self.batch_size
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            yield from self._batches(pool, epoch, skip)
+
+    def _batches(self, pool: ThreadPoolExecutor, epoch: int, skip: int) -> Iterator[Batch]:
+        plan = self._plan(epoch, skip)
+        upcoming = self._submit(pool, next(plan))
+        carried: list[tuple[Tensor, Tensor]] = []
+        while True:
+            start, last, future = upcoming
+            began = time.perf_counter()
+            load = future.result()
+            self.seconds_waited += time.perf_counter() - began
+            upcoming = self._submit(pool, next(plan))
+            while start < len(load.order):
+                missing = self.batch_size - sum(len(x) for x, _ in carried)
+                rows = load.order[start : start + missing]
+                start += len(rows)
+                carried.append((load.x[rows], load.y[rows]))
+                if len(rows) == missing:
+                    x, y = (torch.cat(part) for part in zip(*carried, strict=True))
+                    carried = []
+                    yield Batch(self._place(x), self._place(y))
+            if last:
+                carried = []
+
+    def _plan(self, epoch: int, skip: int) -> Iterator[tuple[int, int, NDArray[np.int64], int, bool]]:
+        """(epoch, load number, chunks, rows to skip, last of its epoch) from the wanted row on."""
+        while True:
+            loads = self._loads(epoch)
+            for number, chunks in enumerate(loads):
+                rows = int(self._counts[chunks].sum())
+                if skip >= rows and rows:
+                    skip -= rows
+                    continue
+                yield epoch, number, chunks, skip, number == len(loads) - 1
+                skip = 0
+            epoch, skip = epoch + 1, 0
+
+    def _submit(
+        self, pool: ThreadPoolExecutor, item: tuple[int, int, NDArray[np.int64], int, bool]
+    ) -> tuple[int, bool, "Future[_Load]"]:
+        epoch, number, chunks, skip, last = item
+        return skip, last, pool.submit(self._read, epoch, number, chunks)
+
+    def _place(self, values: Tensor) -> Tensor:
+        return values.to(self._device, non_blocking=True).float()

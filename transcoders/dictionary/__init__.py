@@ -1,0 +1,1 @@
+"""The transcoder itself: parameters, normalisation, files."""

@@ -1,0 +1,58 @@
+"""The whole evaluation, the same for ours, for baselines and for others' transcoders."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from transcoders.activations.reader import LabelledBatch
+from transcoders.activations.taps import Tap
+from transcoders.evaluation.loss import ContextBatch, loss_metrics, model_losses
+from transcoders.evaluation.predictors import constant
+from transcoders.evaluation.reconstruction import Predictor, Reconstruction, reconstruction
+from transcoders.evaluation.settings import EvaluateSettings
+
+
+class Candidate(NamedTuple):
+    """Something that predicts MLP outputs, and how many latents it has (0: none)."""
+
+    predict: Predictor
+    d_hidden: int
+
+
+class HeldOut(NamedTuple):
+    """The text that nothing was trained on."""
+
+    batches: Callable[[], Iterable[LabelledBatch]]
+    contexts: list[ContextBatch]
+    documents: int
+    y_mean: torch.Tensor
+    output_scale: float
+
+
+class Evaluation(NamedTuple):
+    """All metrics of one candidate, and its reconstruction result (firing counts)."""
+
+    metrics: dict[str, float]
+    reconstruction: Reconstruction
+
+
+def evaluate(
+    candidates: Mapping[str, Candidate], held_out: HeldOut, bridge: Any, tap: Tap, settings: EvaluateSettings
+) -> dict[str, Evaluation]:
+    """Evaluate ``candidates`` on the same held-out tokens; clean, zero and mean runs are shared."""
+    replacements = {
+        "zero": constant(torch.zeros_like(held_out.y_mean)),
+        "mean": constant(held_out.y_mean),
+        **{name: candidate.predict for name, candidate in candidates.items()},
+    }
+    losses = model_losses(bridge, tap, held_out.contexts, replacements, held_out.documents)
+    result = {}
+    for name, candidate in candidates.items():
+        found = reconstruction(
+            candidate.predict, held_out.batches(),
+            documents=held_out.documents, d_hidden=candidate.d_hidden,
+            output_scale=held_out.output_scale, settings=settings,
+        )  # fmt: skip
+        result[name] = Evaluation({**found.metrics, **loss_metrics(losses, name, settings)}, found)
+    return result

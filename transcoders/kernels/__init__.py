@@ -1,0 +1,237 @@
+"""The sparse step: encode, select, decode, and gradients that stay sparse.
+
+One dispatch point over three backends that compute the same thing:
+
+- `reference`: a few obvious lines of dense torch, any device, any dtype, differentiated by autograd;
+- `cpu`: sparse gradients on CPU tensors;
+- `triton`: fused kernels on CUDA tensors (or on any tensor under `TRITON_INTERPRET=1`, for tests);
+- `auto`: `triton` for CUDA tensors, `cpu` for CPU tensors.
+
+Weights are float32; the encoder matmul runs in the dtype of `x` (bfloat16 for tensor cores), except
+on CPU, where bfloat16 is the slower one. Latents and reconstructions have the weights' dtype.
+Gradients are deterministic bit for bit on every backend but the reference on CUDA.
+"""
+
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Literal
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from transcoders.kernels import auxiliary, cpu, jumprelu, reference
+from transcoders.kernels.jumprelu import JumpReLU
+from transcoders.kernels.latents import (
+    SparseLatents,
+    SquaredErrors,
+    check_decoder,
+    check_encoder,
+    check_prefixes,
+)
+
+Backend = Literal["auto", "reference", "cpu", "triton"]
+_MODULES: dict[str, ModuleType] = {"reference": reference, "cpu": cpu}
+if find_spec("triton"):
+    from transcoders.kernels import cuda
+
+    _MODULES["triton"] = cuda
+
+__all__ = [
+    "Backend",
+    "JumpReLU",
+    "SparseLatents",
+    "SquaredErrors",
+    "auxk",
+    "batchtopk_encode",
+    "bucketed_encode",
+    "decode",
+    "decode_nested",
+    "groupmax_encode",
+    "jumprelu_encode",
+    "squared_errors",
+    "threshold_encode",
+    "topk_encode",
+]
+
+
+def topk_encode(
+    x: Float[Tensor, "tokens d_in"],
+    W_enc: Float[Tensor, "d_hidden d_in"],
+    b_enc: Float[Tensor, "d_hidden"],
+    k: int,
+    backend: Backend = "auto",
+) -> SparseLatents:
+    """`relu(TopK_k(x W_encᵀ + b_enc))`: exactly `k` entries per token.
+
+    Differentiable in W_enc, b_enc and, where it requires a gradient, x.
+    """
+    check_encoder(x, W_enc, b_enc, k)
+    latents: SparseLatents = _module(backend, x).topk_encode(x, W_enc, b_enc, k)
+    return latents
+
+
+def batchtopk_encode(
+    x: Float[Tensor, "tokens d_in"],
+    W_enc: Float[Tensor, "d_hidden d_in"],
+    b_enc: Float[Tensor, "d_hidden"],
+    k: int,
+    backend: Backend = "auto",
+) -> SparseLatents:
+    """The `k · tokens` largest pre-activations of the batch (arXiv 2412.06410), after relu."""
+    check_encoder(x, W_enc, b_enc, k)
+    latents: SparseLatents = _module(backend, x).batchtopk_encode(x, W_enc, b_enc, k)
+    return latents
+
+
+def threshold_encode(
+    x: Float[Tensor, "tokens d_in"],
+    W_enc: Float[Tensor, "d_hidden d_in"],
+    b_enc: Float[Tensor, "d_hidden"],
+    threshold: float | Float[Tensor, ""] | Float[Tensor, "d_hidden"],
+    backend: Backend = "auto",
+) -> SparseLatents:
+    """`p · 1[p > threshold]` with `p = relu(x W_encᵀ + b_enc)`; a threshold of 0 is a plain relu.
+
+    No gradient reaches the threshold.
+    """
+    check_encoder(x, W_enc, b_enc)
+    if isinstance(threshold, Tensor) and threshold.shape not in ((), (len(W_enc),)):
+        raise ValueError(f"threshold is {list(threshold.shape)}: expected a number or [{len(W_enc)}]")
+    latents: SparseLatents = _module(backend, x).threshold_encode(x, W_enc, b_enc, threshold)
+    return latents
+
+
+def jumprelu_encode(
+    x: Float[Tensor, "tokens d_in"],
+    W_enc: Float[Tensor, "d_hidden d_in"],
+    b_enc: Float[Tensor, "d_hidden"],
+    threshold: Float[Tensor, "d_hidden"],
+    bandwidth: float,
+    backend: Backend = "auto",
+) -> JumpReLU:
+    """`p · 1[p > θ]` and its L0, with rectangle straight-through gradients to θ (2407.14435, eq. 11).
+
+    Entries within half a bandwidth below θ are stored, with value 0, for they too move θ.
+    """
+    check_encoder(x, W_enc, b_enc)
+    if bandwidth <= 0:
+        raise ValueError(f"bandwidth = {bandwidth}: expected a positive number, such as 0.001")
+    least = threshold.detach() - bandwidth / 2
+    return jumprelu.jump(threshold_encode(x, W_enc, b_enc, least, backend), threshold, bandwidth)
+
+
+def groupmax_encode(
+    x: Float[Tensor, "tokens d_in"],
+    W_enc: Float[Tensor, "d_hidden d_in"],
+    b_enc: Float[Tensor, "d_hidden"],
+    k: int,
+    backend: Backend = "auto",
+) -> SparseLatents:
+    """Another selection than TopK: the winner of each of k groups of neighbouring latents."""
+    check_encoder(x, W_enc, b_enc, k)
+    if len(W_enc) % k:
+        raise ValueError(f"k = {k} groups do not divide d_hidden = {len(W_enc)}: change either")
+    latents: SparseLatents = _module(backend, x).groupmax_encode(x, W_enc, b_enc, k)
+    return latents
+
+
+def bucketed_encode(
+    x: Float[Tensor, "tokens d_in"],
+    W_enc: Float[Tensor, "d_hidden d_in"],
+    b_enc: Float[Tensor, "d_hidden"],
+    k: int,
+    buckets: int,
+    backend: Backend = "auto",
+) -> SparseLatents:
+    """An approximation of TopK: the k best of the winners of `buckets` strided buckets.
+
+    It misses a latent whose bucket holds a better one: the recall is about `1 − k / (2 · buckets)`.
+    """
+    check_encoder(x, W_enc, b_enc, k)
+    if buckets < k or len(W_enc) % buckets:
+        raise ValueError(f"buckets = {buckets}: expected a divisor of d_hidden = {len(W_enc)}, at least k = {k}")
+    latents: SparseLatents = _module(backend, x).bucketed_encode(x, W_enc, b_enc, k, buckets)
+    return latents
+
+
+def decode(
+    latents: SparseLatents, W_dec: Float[Tensor, "d_hidden d_out"], backend: Backend = "auto"
+) -> Float[Tensor, "tokens d_out"]:
+    """`z W_dec`, without a bias; differentiable in the latents' values and in W_dec."""
+    check_decoder(latents, W_dec)
+    y_hat: Tensor = _module(backend, W_dec).decode(latents, W_dec)
+    return y_hat
+
+
+def decode_nested(
+    latents: SparseLatents,
+    W_dec: Float[Tensor, "d_hidden d_out"],
+    prefixes: tuple[int, ...],
+    backend: Backend = "auto",
+) -> Float[Tensor, "prefixes tokens d_out"]:
+    """`z[:, :m] W_dec[:m]` for every prefix `m`, for about the price of one decode.
+
+    Each latent is decoded into its own group only; a running sum over groups gives the prefixes.
+    """
+    check_decoder(latents, W_dec)
+    check_prefixes(prefixes, latents.d_hidden)
+    y_hat: Tensor = _module(backend, W_dec).decode_nested(latents, W_dec, prefixes)
+    return y_hat
+
+
+def squared_errors(
+    latents: SparseLatents,
+    W_dec: Float[Tensor, "d_hidden d_out"],
+    target: Float[Tensor, "tokens d_out"],
+    prefixes: tuple[int, ...] = (),
+    backend: Backend = "auto",
+) -> SquaredErrors:
+    """The mean squared error of each prefix's reconstruction of `target` (no prefixes: of all latents).
+
+    It is `(target − decode_nested(…)).square().mean((1, 2))`, on CPU without its passes over
+    `[prefixes, tokens, d_out]`. Subtract biases and a skip connection from the target: it is
+    differentiable too.
+    """
+    check_decoder(latents, W_dec)
+    prefixes = prefixes or (latents.d_hidden,)
+    check_prefixes(prefixes, latents.d_hidden)
+    if target.shape != (latents.tokens, W_dec.shape[1]):
+        raise ValueError(
+            f"target is {list(target.shape)}: expected {[latents.tokens, W_dec.shape[1]]}, "
+            "tokens of the latents by columns of W_dec"
+        )
+    errors: SquaredErrors = _module(backend, W_dec).squared_errors(latents, W_dec, target, prefixes)
+    return errors
+
+
+def auxk(
+    x: Float[Tensor, "tokens d_in"],
+    residual: Float[Tensor, "tokens d_out"],
+    W_enc: Float[Tensor, "d_hidden d_in"],
+    b_enc: Float[Tensor, "d_hidden"],
+    W_dec: Float[Tensor, "d_hidden d_out"],
+    dead_indices: Int[Tensor, "dead"],
+    k_aux: int,
+    backend: Backend = "auto",
+) -> Float[Tensor, ""]:
+    """How badly the top `k_aux` dead latents reconstruct the residual (1 is no help at all).
+
+    The residual `y − ŷ` is a target: no gradient reaches it. The squared error is divided by the
+    residual's variance (arXiv 2406.04093, A.2). Costs are proportional to the number of dead
+    latents. With none the loss is 0. The gradients that W_enc and W_dec receive from it are
+    sparse (dead rows only): autograd adds them to the dense ones of the main loss.
+    """
+    module = _module(backend, x)
+    return auxiliary.auxk(x, residual, W_enc, b_enc, W_dec, dead_indices, k_aux, module.topk_encode, module.decode)
+
+
+def _module(backend: Backend, tensor: Tensor) -> ModuleType:
+    if backend == "auto":
+        backend = "triton" if tensor.is_cuda else "cpu"
+    if backend == "triton" and backend not in _MODULES:
+        raise ValueError("backend 'triton' needs the package triton: install it, or use reference")
+    if backend not in _MODULES:
+        raise ValueError(f"backend = {backend!r}: expected auto, reference, cpu or triton")
+    if backend == "cpu" and tensor.device.type != "cpu":
+        raise ValueError(f"backend 'cpu' got tensors on {tensor.device}: use 'auto' or 'reference'")
+    return _MODULES[backend]

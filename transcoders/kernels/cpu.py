@@ -1,0 +1,252 @@
+"""The sparse step on CPU: no dense [tokens, d_hidden] gradient, no expanded [nnz, d] rows.
+
+This module is the autograd; the loops are in `cpu_numba` (compiled, the fast ones) or, where numba
+is missing or the dtype is not one of numpy's, in `cpu_torch`.
+"""
+
+# torch leaves `Function.apply` untyped.
+# mypy: disable-error-code="no-untyped-call"
+
+import logging
+from collections.abc import Callable, Iterator, MutableMapping
+from functools import cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from transcoders.kernels import cpu_torch, select
+from transcoders.kernels.latents import SparseLatents, SquaredErrors, splits_of, truncate
+from transcoders.kernels.memory import empty
+from transcoders.kernels.select import Selected
+
+# Rows of pre-activations that exist at a time: enough for the matmul to run at full speed, few
+# enough for the selection to find them in cache.
+CHUNK = 512
+
+Select = Callable[["Encoder"], Selected]
+
+
+class Encoder(NamedTuple):
+    x: Float[Tensor, "tokens d_in"]
+    W_enc: Float[Tensor, "d_hidden d_in"]
+    b_enc: Float[Tensor, "d_hidden"]
+
+
+def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLatents:
+    return _encode(x, W_enc, b_enc, lambda encoder: _select_topk(encoder, k))
+
+
+def batchtopk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLatents:
+    def largest(encoder: Encoder) -> Selected:
+        [(_, products)] = _products(encoder, len(x))
+        return select.largest_of_batch(products, b_enc.detach(), k, _ops(products).select_above)
+
+    return _encode(x, W_enc, b_enc, largest)
+
+
+def threshold_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: float | Tensor) -> SparseLatents:
+    least = torch.as_tensor(threshold, dtype=W_enc.dtype).detach().clamp(min=0).expand(len(W_enc))
+    return _encode(x, W_enc, b_enc, lambda encoder: _select_above(encoder, least))
+
+
+def groupmax_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLatents:
+    return _encode(x, W_enc, b_enc, lambda e: _select_rows(e, lambda pre: select.groupmax(pre, k)))
+
+
+def bucketed_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, buckets: int) -> SparseLatents:
+    def winners(encoder: Encoder) -> Selected:
+        return _select_rows(encoder, lambda pre: select.bucketed(pre, k, buckets))
+
+    return _encode(x, W_enc, b_enc, winners)
+
+
+def decode(latents: SparseLatents, W_dec: Tensor) -> Float[Tensor, "tokens d_out"]:
+    return decode_nested(latents, W_dec, (latents.d_hidden,))[0]
+
+
+def decode_nested(
+    latents: SparseLatents, W_dec: Tensor, prefixes: tuple[int, ...]
+) -> Float[Tensor, "prefixes tokens d_out"]:
+    latents = truncate(latents, prefixes[-1])
+    pattern = (latents.offsets, latents.indices)
+    y_hat: Tensor = _Decode.apply(*pattern, latents.values, W_dec, prefixes)
+    return y_hat
+
+
+def squared_errors(latents: SparseLatents, W_dec: Tensor, target: Tensor, prefixes: tuple[int, ...]) -> SquaredErrors:
+    latents = truncate(latents, prefixes[-1])
+    pattern = (latents.offsets, latents.indices)
+    errors, residual = _SquaredErrors.apply(*pattern, latents.values, W_dec, target, prefixes)
+    return SquaredErrors(errors, residual)
+
+
+def _encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, selection: Select) -> SparseLatents:
+    """Encode with any selection; the gradient flows through the selected entries only."""
+    # On CPU bfloat16 matmuls are the slower ones: a narrow x is widened.
+    offsets, indices, values = _Encode.apply(x.to(W_enc.dtype), W_enc, b_enc, selection)
+    return SparseLatents(offsets, indices, values, len(W_enc))
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, selection: Select) -> Selected:
+        x = x.contiguous()
+        offsets, indices, values = selection(Encoder(x, W_enc, b_enc))
+        ctx.mark_non_differentiable(offsets, indices)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, W_enc, offsets, indices, values)
+        return offsets, indices, values
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, W_enc, offsets, indices, values = ctx.saved_tensors
+        ops = _ops(x)
+        splits = splits_of(offsets, indices, (len(W_enc),))
+        columns, rows = _columns(indices, len(W_enc), ops), ops.rows(splits, len(indices))
+        grad_W, grad_b = ops.encoder_gradients(columns, rows, values, grads[2], x)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = ops.nested_sums(splits, indices, grads[2] * (values > 0), W_enc)[0]
+        return grad_x, grad_W, grad_b, None
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        offsets: Tensor,
+        indices: Tensor,
+        values: Tensor,
+        W_dec: Tensor,
+        prefixes: tuple[int, ...],
+    ) -> Tensor:
+        splits = splits_of(offsets, indices, prefixes)
+        ctx.save_for_backward(splits, indices, values, W_dec)
+        y_hat: Tensor = _ops(W_dec).nested_sums(splits, indices, values.contiguous(), W_dec)
+        return y_hat
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        splits, indices, values, W_dec = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        if len(grad) > 1:  # a latent of group g serves the prefixes g, g + 1, …
+            grad = _ops(W_dec).reverse_sums(grad, grad.new_ones(len(grad)))
+        grad_values, grad_W = _decoder_gradients(splits, indices, values, grad, W_dec)
+        return None, None, grad_values, grad_W, None
+
+
+class _SquaredErrors(torch.autograd.Function):
+    """Decoding and loss in one: each reconstruction is compared while it is in cache."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        offsets: Tensor,
+        indices: Tensor,
+        values: Tensor,
+        W_dec: Tensor,
+        target: Tensor,
+        prefixes: tuple[int, ...],
+    ) -> tuple[Tensor, Tensor]:
+        splits = splits_of(offsets, indices, prefixes)
+        entries = (splits, indices, values.contiguous(), W_dec)
+        residuals, squares = _ops(W_dec).nested_residuals(*entries, target)
+        ctx.save_for_backward(*entries, residuals)
+        residual = residuals[-1].detach()
+        ctx.mark_non_differentiable(residual)
+        ctx.set_materialize_grads(False)
+        return squares.sum(1) / target.numel(), residual
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        splits, indices, values, W_dec, residuals = ctx.saved_tensors
+        weights = grads[0] * (-2 / residuals[0].numel())
+        grad = _ops(W_dec).reverse_sums(residuals, weights)
+        grad_values, grad_W = _decoder_gradients(splits, indices, values, grad, W_dec)
+        grad_target = -grad[0] if ctx.needs_input_grad[4] else None
+        return None, None, grad_values, grad_W, grad_target, None
+
+
+def _decoder_gradients(
+    splits: Tensor, indices: Tensor, values: Tensor, grad: Tensor, W_dec: Tensor
+) -> tuple[Tensor, Tensor]:
+    """From the gradient of each group's reconstruction `[groups, tokens, d_out]`."""
+    ops = _ops(W_dec)
+    columns, rows = _columns(indices, len(W_dec), ops), ops.rows(splits, len(indices))
+    gradients: tuple[Tensor, Tensor] = ops.decoder_gradients(
+        columns, rows, values.contiguous(), grad.flatten(0, 1), W_dec
+    )
+    return gradients
+
+
+def _select_topk(encoder: Encoder, k: int) -> Selected:
+    tokens = len(encoder.x)
+    indices = torch.empty(tokens, k, dtype=torch.int64)
+    values = encoder.x.new_empty(tokens, k)
+    for start, products in _products(encoder, CHUNK):
+        rows = slice(start, start + len(products))
+        _ops(products).select_topk(products, encoder.b_enc, k, indices[rows], values[rows])
+    return torch.arange(0, tokens * k + 1, k), indices.view(-1), values.view(-1)
+
+
+def _select_above(encoder: Encoder, least: Tensor) -> Selected:
+    """Entries above `least [d_hidden]`, itself at least 0."""
+    parts = [_ops(products).select_above(products, encoder.b_enc, least) for _, products in _products(encoder, CHUNK)]
+    counts, indices, values = (torch.cat(part) for part in zip(*parts, strict=True))
+    return select.offsets_of(counts), indices, values
+
+
+def _select_rows(encoder: Encoder, select_rows: Callable[[Tensor], Selected]) -> Selected:
+    """A selection with as many entries in every row, chunk by chunk."""
+    parts = [select_rows(products.add_(encoder.b_enc)) for _, products in _products(encoder, CHUNK)]
+    indices, values = (torch.cat([part[i] for part in parts]) for i in (1, 2))
+    k = len(indices) // max(1, len(encoder.x))
+    return torch.arange(0, len(indices) + 1, k), indices, values
+
+
+def _products(encoder: Encoder, chunk: int) -> Iterator[tuple[int, Tensor]]:
+    """(first row, `x W_encᵀ`) by chunks of rows, one after the other in the same buffer."""
+    x, weight = encoder.x, encoder.W_enc
+    buffer = empty(min(chunk, len(x)), len(weight), like=x)
+    for start in range(0, len(x), chunk):
+        rows = x[start : start + chunk]
+        yield start, torch.mm(rows, weight.T, out=buffer[: len(rows)])
+
+
+# The decoder's and the encoder's gradients need the same transpose of the same entries. It lives as
+# long as the indices do.
+_columns_of: MutableMapping[Tensor, cpu_torch.Columns] = WeakIdKeyDictionary()
+
+
+def _columns(indices: Tensor, d_hidden: int, ops: ModuleType) -> cpu_torch.Columns:
+    if indices not in _columns_of:
+        _columns_of[indices] = ops.transpose(indices, d_hidden)
+    return _columns_of[indices]
+
+
+def compiled(tensor: Tensor) -> ModuleType | None:
+    """The compiled loops, where they can work on this tensor."""
+    fits = tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
+    return _numba_ops() if fits else None
+
+
+def _ops(tensor: Tensor) -> ModuleType:
+    return compiled(tensor) or cpu_torch
+
+
+@cache
+def _numba_ops() -> ModuleType | None:
+    try:
+        from transcoders.kernels import cpu_numba
+    except ModuleNotFoundError as error:
+        if error.name != "numba":
+            raise
+        logging.getLogger(__name__).warning(
+            "numba is not installed: training on CPU takes about 1.3 times as long without it"
+        )
+        return None
+    return cpu_numba

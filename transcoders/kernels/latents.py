@@ -1,0 +1,118 @@
+"""The sparse latents that every kernel produces and consumes, and the checks on kernel arguments."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+class SparseLatents(NamedTuple):
+    """Latents of a batch as CSR: row `t` holds the active latents of token `t`, ids ascending.
+
+    `topk` and its approximations give exactly `k` entries per row; `batchtopk` and `threshold`
+    give ragged rows. A stored value may be 0: TopK can select a negative pre-activation, which the
+    relu then zeroes (arXiv 2406.04093, section 2.3). Count `values > 0` for an L0.
+    """
+
+    offsets: Int[Tensor, "tokens_plus_1"]
+    indices: Int[Tensor, "nnz"]
+    values: Float[Tensor, "nnz"]
+    d_hidden: int
+
+    @property
+    def tokens(self) -> int:
+        return self.offsets.shape[0] - 1
+
+    def rows(self) -> Int[Tensor, "nnz"]:
+        """The token that each entry belongs to."""
+        tokens = torch.arange(self.tokens, device=self.offsets.device)
+        # output_size spares CUDA a synchronisation.
+        return tokens.repeat_interleave(self.offsets.diff(), output_size=self.indices.shape[0])
+
+    def dense(self) -> Float[Tensor, "tokens d_hidden"]:
+        """The same latents as a dense matrix; differentiable in `values`."""
+        dense = self.values.new_zeros(self.tokens, self.d_hidden)
+        return dense.index_put((self.rows(), self.indices.long()), self.values)
+
+
+class SquaredErrors(NamedTuple):
+    """What `squared_errors` returns."""
+
+    errors: Float[Tensor, "prefixes"]
+    """Mean squared error over tokens and dimensions of each prefix's reconstruction."""
+    residual: Float[Tensor, "tokens d_out"]
+    """`target − reconstruction` of the last prefix, without a gradient (AuxK's target)."""
+
+
+def from_fixed_k(indices: Int[Tensor, "tokens k"], values: Float[Tensor, "tokens k"], d_hidden: int) -> SparseLatents:
+    """Rows of exactly `k` entries (ids already ascending) as `SparseLatents`."""
+    tokens, k = indices.shape
+    offsets = torch.arange(0, tokens * k + 1, k, device=indices.device)
+    return SparseLatents(offsets, indices.reshape(-1), values.reshape(-1), d_hidden)
+
+
+def truncate(latents: SparseLatents, prefix: int) -> SparseLatents:
+    """Only the entries of latents below `prefix`."""
+    if prefix == latents.d_hidden:
+        return latents
+    kept = latents.indices < prefix
+    offsets = pad(kept.cumsum(0), (1, 0))[latents.offsets]
+    return SparseLatents(offsets, latents.indices[kept], latents.values[kept], latents.d_hidden)
+
+
+def splits_of(
+    offsets: Int[Tensor, "tokens_plus_1"], indices: Int[Tensor, "nnz"], prefixes: tuple[int, ...]
+) -> Int[Tensor, "tokens groups_plus_1"]:
+    """Where each group of each token begins: ids ascend in a row, so its groups are consecutive.
+
+    The last prefix must cover all entries.
+    """
+    borders = [offsets[:-1]]
+    for size in prefixes[:-1]:
+        below = pad((indices < size).cumsum(0), (1, 0))[offsets]
+        borders.append(offsets[:-1] + below.diff())
+    return torch.stack([*borders, offsets[1:]], 1)
+
+
+def check_encoder(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int | None = None) -> None:
+    """Raise ValueError when encoder arguments do not fit together."""
+    if x.ndim != 2 or W_enc.ndim != 2 or x.shape[1] != W_enc.shape[1]:
+        raise ValueError(
+            f"x is {_shape(x)} and W_enc is {_shape(W_enc)}: "
+            "expected x [tokens, d_in] and W_enc [d_hidden, d_in] with the same d_in"
+        )
+    d_hidden = W_enc.shape[0]
+    if b_enc.shape != (d_hidden,):
+        raise ValueError(f"b_enc is {_shape(b_enc)}: expected [{d_hidden}], one per row of W_enc")
+    if k is not None and not 1 <= k <= d_hidden:
+        raise ValueError(f"k = {k} is not within 1..d_hidden = {d_hidden}: lower k or widen W_enc")
+    _same_device(x=x, W_enc=W_enc, b_enc=b_enc)
+
+
+def check_decoder(latents: SparseLatents, W_dec: Tensor) -> None:
+    """Raise ValueError when the decoder does not fit the latents."""
+    if W_dec.ndim != 2 or W_dec.shape[0] != latents.d_hidden:
+        raise ValueError(
+            f"W_dec is {_shape(W_dec)}: expected [d_hidden = {latents.d_hidden}, d_out], "
+            "rows being decoder directions (transpose it if it is [d_out, d_hidden])"
+        )
+    _same_device(values=latents.values, W_dec=W_dec)
+
+
+def check_prefixes(prefixes: tuple[int, ...], d_hidden: int) -> None:
+    """Raise ValueError unless prefixes rise strictly within 1..d_hidden."""
+    rising = all(a < b for a, b in zip((0, *prefixes), prefixes, strict=False))
+    if not prefixes or not rising or prefixes[-1] > d_hidden:
+        raise ValueError(f"prefixes = {prefixes}: expected strictly rising sizes within 1..d_hidden = {d_hidden}")
+
+
+def _same_device(**tensors: Tensor) -> None:
+    devices = {name: str(tensor.device) for name, tensor in tensors.items()}
+    if len(set(devices.values())) > 1:
+        raise ValueError(f"tensors are on different devices, move them to one: {devices}")
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)

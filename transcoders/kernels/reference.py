@@ -1,0 +1,69 @@
+"""The sparse step in the most obvious torch: what every other backend is tested against.
+
+Everything is dense inside and differentiated by autograd, so nothing here is fast or small.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from transcoders.kernels.latents import SparseLatents, SquaredErrors, from_fixed_k
+
+
+def pre_activations(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Float[Tensor, "tokens d_hidden"]:
+    return (x @ W_enc.to(x.dtype).T).to(W_enc.dtype) + b_enc
+
+
+def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLatents:
+    pre = pre_activations(x, W_enc, b_enc)
+    indices = pre.topk(k).indices.sort().values
+    return from_fixed_k(indices, pre.gather(1, indices).relu(), len(W_enc))
+
+
+def batchtopk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLatents:
+    pre = pre_activations(x, W_enc, b_enc)
+    kept = torch.zeros_like(pre, dtype=torch.bool)
+    kept.view(-1)[pre.flatten().topk(k * len(x)).indices] = True
+    return _masked(pre, kept)
+
+
+def threshold_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: float | Tensor) -> SparseLatents:
+    pre = pre_activations(x, W_enc, b_enc)
+    return _masked(pre, (pre > threshold) & (pre > 0))
+
+
+def groupmax_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLatents:
+    pre = pre_activations(x, W_enc, b_enc)
+    size = len(W_enc) // k
+    winners = pre.view(len(x), k, size).argmax(2)
+    indices = winners + size * torch.arange(k, device=x.device)
+    return from_fixed_k(indices, pre.gather(1, indices).relu(), len(W_enc))
+
+
+def bucketed_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, buckets: int) -> SparseLatents:
+    pre = pre_activations(x, W_enc, b_enc)
+    maxima = pre.view(len(x), -1, buckets).max(1)  # bucket of latent i is i % buckets
+    chosen = maxima.values.topk(k).indices
+    indices = (chosen + buckets * maxima.indices.gather(1, chosen)).sort().values
+    return from_fixed_k(indices, pre.gather(1, indices).relu(), len(W_enc))
+
+
+def decode(latents: SparseLatents, W_dec: Tensor) -> Float[Tensor, "tokens d_out"]:
+    return latents.dense() @ W_dec
+
+
+def decode_nested(
+    latents: SparseLatents, W_dec: Tensor, prefixes: tuple[int, ...]
+) -> Float[Tensor, "prefixes tokens d_out"]:
+    z = latents.dense()
+    return torch.stack([z[:, :m] @ W_dec[:m] for m in prefixes])
+
+
+def squared_errors(latents: SparseLatents, W_dec: Tensor, target: Tensor, prefixes: tuple[int, ...]) -> SquaredErrors:
+    residuals = target - decode_nested(latents, W_dec, prefixes)
+    return SquaredErrors(residuals.square().mean((1, 2)), residuals[-1].detach())
+
+
+def _masked(pre: Tensor, kept: Tensor) -> SparseLatents:
+    offsets = torch.nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
+    return SparseLatents(offsets, kept.nonzero()[:, 1], pre[kept].relu(), pre.shape[1])

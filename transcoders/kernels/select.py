@@ -1,0 +1,72 @@
+"""Selections in torch operations that the CPU and CUDA paths share."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Selected = tuple[Tensor, Tensor, Tensor]  # offsets, indices, values after the relu
+# (products, b_enc, least [d_hidden]) → counts per row, ids and values above `least`
+Above = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def largest_of_batch(
+    products: Float[Tensor, "tokens d_hidden"],
+    b_enc: Float[Tensor, "d_hidden"],
+    k: int,
+    above: Above,
+) -> Selected:
+    """The `k · tokens` largest of `products + b_enc`, exactly.
+
+    A sample suggests a bound that a few more than wanted should reach; the rest is never sorted.
+    """
+    wanted = k * len(products)
+    sampled = slice(None, None, max(1, len(products) // 64))
+    sample = (products[sampled] + b_enc).flatten()
+    rank = min(len(sample), int(1.1 * wanted * len(sample) / products.numel()) + 16)
+    lowest = sample.new_tensor(-torch.inf)
+    for bound in (sample.topk(rank).values[-1], lowest):
+        # `nextafter`, for `above` is strict and the bound itself may be among the wanted.
+        least = bound.float().nextafter(lowest.float()).to(b_enc.dtype)
+        counts, indices, values = above(products, b_enc, least.expand(len(b_enc)))
+        if len(values) >= wanted:
+            break
+    kept = torch.zeros_like(values, dtype=torch.bool)
+    kept[values.topk(wanted, sorted=False).indices] = True
+    offsets = offsets_of(kept)[offsets_of(counts)]
+    return offsets, indices[kept], values[kept].relu_()
+
+
+def groupmax(pre: Float[Tensor, "tokens d_hidden"], k: int) -> Selected:
+    """The winner of each of k groups of neighbouring latents."""
+    tokens, d_hidden = pre.shape
+    values, winners = pre.view(tokens, k, d_hidden // k).max(2)
+    ids = winners + torch.arange(0, d_hidden, d_hidden // k, device=pre.device)
+    return _fixed_k(ids, values)
+
+
+def bucketed(pre: Float[Tensor, "tokens d_hidden"], k: int, buckets: int) -> Selected:
+    """The k best of the winners of buckets {i, i + buckets, …}."""
+    values, winners = pre.view(len(pre), -1, buckets).max(1)
+    values, chosen = values.topk(k, sorted=False)
+    ids, order = (chosen + buckets * winners.gather(1, chosen)).sort()
+    return _fixed_k(ids, values.gather(1, order))
+
+
+def rows_of(splits: Int[Tensor, "tokens groups_plus_1"], nnz: int) -> Int[Tensor, "nnz"]:
+    """The row of `[groups · tokens, d]` that each entry belongs to."""
+    tokens, groups = splits.shape[0], splits.shape[1] - 1
+    row_of_bag = torch.arange(groups * tokens, device=splits.device).view(groups, tokens).T
+    return row_of_bag.reshape(-1).repeat_interleave(splits.diff().view(-1), output_size=nnz)
+
+
+def offsets_of(counts: Int[Tensor, "n"]) -> Int[Tensor, "n_plus_1"]:
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+
+def _fixed_k(ids: Tensor, values: Tensor) -> Selected:
+    offsets = torch.arange(0, ids.numel() + 1, ids.shape[1], device=ids.device)
+    # Sums are float32 at least, also of bfloat16 products.
+    wide = torch.promote_types(values.dtype, torch.float32)
+    return offsets, ids.view(-1), values.to(wide).relu().view(-1)

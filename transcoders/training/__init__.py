@@ -1,0 +1,1 @@
+"""Initialisation, loss, schedule, loop and checkpoints."""

@@ -1,0 +1,8 @@
+"""The learning rate over a run."""
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float, decay: float) -> float:
+    """Linear rise over the first ``warmup`` share, linear fall to zero over the last ``decay``."""
+    rising = (step + 1) / max(1.0, warmup * steps)
+    falling = (steps - step) / max(1.0, decay * steps)
+    return peak * min(1.0, rising, falling)
