@@ -59,7 +59,7 @@ def test_a_missing_section_is_named():
 
 
 def test_numbers_are_yaml_1_2(tmp_path):
-    text = (ROOT / "params.yaml").read_text().replace("learning_rate: 1.0e-3", "learning_rate: 5e-05")
+    text = (ROOT / "params.yaml").read_text().replace("learning_rate: 7.0e-4", "learning_rate: 5e-05")
     (tmp_path / "params.yaml").write_text(text)
     assert load_params(tmp_path / "params.yaml").train.learning_rate == 5e-5
 

@@ -41,9 +41,7 @@ def history(steps: int) -> pd.DataFrame:
 
 def density() -> pd.DataFrame:
     edges = [-np.inf, *np.arange(-4, 0, 0.25)]
-    return pd.DataFrame(
-        {"log10_frequency": edges, "latents": [7, 0, 0, 0, 0, *range(1, 9), 0, 0, 0, 0]}
-    )
+    return pd.DataFrame({"log10_frequency": edges, "latents": [7, 0, 0, 0, 0, *range(1, 9), 0, 0, 0, 0]})
 
 
 def comparison() -> pd.DataFrame:
@@ -172,8 +170,6 @@ def colour_ranges(node: object) -> list[list[str]]:
 
 @pytest.mark.parametrize("module", ["stages.plot", "stages.plots_page"])
 def test_help_is_there(module: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
     assert "usage: python -m" in done.stdout or "usage: plot" in done.stdout

@@ -66,7 +66,7 @@ class LayerWriter:
         self.path, self.tap, self.settings = path, tap, settings
         self.d_model, self.capacity = d_model, rows
         self._progress = path.with_suffix(".json")
-        state = {"rows": 0, "batch": 0, "rows_before": 0, "limits": None, "left_out": 0}
+        state: dict[str, Any] = {"rows": 0, "batch": 0, "rows_before": 0, "limits": None, "left_out": 0}
         if self._progress.is_file() and path.is_dir():
             state = json.loads(self._progress.read_text())
             log.info("layer %d: continuing after %d stored tokens", tap.layer, state["rows"])
@@ -127,18 +127,19 @@ class LayerWriter:
         }  # fmt: skip
         return pool.submit(self._write, start, shard, progress)
 
-    def _write(self, start: int, shard: dict[str, np.ndarray], progress: dict[str, Any]) -> None:
+    def _write(self, start: int, shard: dict[str, np.ndarray], progress: dict[str, Any] | None) -> None:
         for name, values in shard.items():
             array = self._root[name]
             assert isinstance(array, zarr.Array)
             array[start : start + len(values)] = values
-        write_json(self._progress, progress)
+        if progress is not None:
+            write_json(self._progress, progress)
 
     def close(self, attributes: dict[str, Any]) -> None:
         """Write what is left, the per-array statistics and, last, the mark of completeness."""
         rest = {name: np.concatenate(parts) for name, parts in self._pending.items()}
         if self._pending_rows:
-            self._write(self.written, rest, {"rows": -1})
+            self._write(self.written, rest, None)
         rows = self.written + self._pending_rows
         self._progress.unlink(missing_ok=True)
         statistics = _statistics(self._root, rows, self.settings.dtype)

@@ -25,7 +25,7 @@ from transcoders.kernels.select import Selected
 
 # Rows of pre-activations that exist at a time: enough for the matmul to run at full speed, few
 # enough for the selection to find them in cache.
-CHUNK = 512
+CHUNK = 1024
 
 Select = Callable[["Encoder"], Selected]
 

@@ -19,14 +19,15 @@ def largest_of_batch(
 ) -> Selected:
     """The `k · tokens` largest of `products + b_enc`, exactly.
 
-    A sample suggests a bound that a few more than wanted should reach; the rest is never sorted.
+    A sample of the tokens suggests a bound that a few more than wanted reach, and only these are
+    sorted. Where too few reach it (tokens differ much), a lower bound follows; the last takes all.
     """
     wanted = k * len(products)
-    sampled = slice(None, None, max(1, len(products) // 64))
-    sample = (products[sampled] + b_enc).flatten()
-    rank = min(len(sample), int(1.1 * wanted * len(sample) / products.numel()) + 16)
-    lowest = sample.new_tensor(-torch.inf)
-    for bound in (sample.topk(rank).values[-1], lowest):
+    sample = (products[:: max(1, len(products) // 256)] + b_enc).flatten()
+    share = len(sample) / products.numel()
+    best = sample.topk(min(len(sample), int(4 * wanted * share) + 16)).values
+    lowest = best.new_tensor(-torch.inf)
+    for bound in (*(best[min(len(best) - 1, int(m * wanted * share))] for m in (1.1, 1.5, 4)), lowest):
         # `nextafter`, for `above` is strict and the bound itself may be among the wanted.
         least = bound.float().nextafter(lowest.float()).to(b_enc.dtype)
         counts, indices, values = above(products, b_enc, least.expand(len(b_enc)))

@@ -25,9 +25,9 @@ class TrainSettings(Settings):
     k: int = Field(default=32, gt=0)
     """Active latents per token."""
     epochs: int = Field(default=3, gt=0)
-    batch_size: int = Field(default=256, gt=0)
+    batch_size: int = Field(default=512, gt=0)
     """Tokens per step."""
-    learning_rate: float = Field(default=5e-4, gt=0)
+    learning_rate: float = Field(default=7e-4, gt=0)
     warmup: float = Field(default=0.05, ge=0, le=1)
     """Share of the steps over which the learning rate rises linearly."""
     decay: float = Field(default=0.2, ge=0, le=1)
@@ -46,9 +46,9 @@ class TrainSettings(Settings):
     """Which kernels; auto takes the fastest for the device."""
     buffer_tokens: int = Field(default=131_072, gt=0)
     """Rows that the reader holds and shuffles at a time."""
-    log_every: int = Field(default=50, gt=0)
+    log_every: int = Field(default=20, gt=0)
     """Steps between two rows of the history."""
-    validate_every: int = Field(default=500, gt=0)
+    validate_every: int = Field(default=200, gt=0)
     """Steps between two passes over the validation documents; the best model is kept."""
-    checkpoint_every: int = Field(default=500, gt=0)
+    checkpoint_every: int = Field(default=200, gt=0)
     """Steps between two checkpoints, from which an interrupted run continues."""
