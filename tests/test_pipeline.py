@@ -118,10 +118,8 @@ def test_a_trained_transcoder_loads_and_runs(pipeline):
 
 def test_outputs_are_byte_stable(restored):
     before = (restored.root / "dvc.lock").read_bytes()
-    ran_again = ran(
-        restored.run("dvc", "repro", "--force", "--no-run-cache", "split", "train@topk-0-0", "--single-item")
-    )
-    assert ran_again == ["split", "train"]
+    command = ("dvc", "repro", "--force", "--no-run-cache", "--single-item", "split", "train@topk-0-0")
+    assert ran(restored.run(*command)) == ["split", "train"]
     assert (restored.root / "dvc.lock").read_bytes() == before
 
 

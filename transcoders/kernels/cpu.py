@@ -246,7 +246,7 @@ def _numba_ops() -> ModuleType | None:
         if error.name != "numba":
             raise
         logging.getLogger(__name__).warning(
-            "numba is not installed: training on CPU takes about 1.3 times as long without it"
+            "numba is not installed: the kernels run in torch operations, which are slower"
         )
         return None
     return cpu_numba
