@@ -19,7 +19,7 @@ LAYER = 9
 SHAPES = ((4, 256), (8, 256), (16, 256), (16, 128), (8, 512))
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     pass
 
 
@@ -28,7 +28,10 @@ def run(folder: Path, rounds: int, device: torch.device) -> list[str]:
     bridge = load_bridge(folder, device)
     tap = resolve_tap(bridge, LAYER, HookSettings())
     peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").to(device)
-    contenders = {"ours": lambda tokens: forward(bridge, tokens, [tap]), "peer": lambda tokens: _plain(peer, tap, tokens)}
+    contenders = {
+        "ours": lambda tokens: forward(bridge, tokens, [tap]),
+        "peer": lambda tokens: _plain(peer, tap, tokens),
+    }
     return [_row(shape, contenders, rounds, device) for shape in SHAPES]
 
 
@@ -41,12 +44,12 @@ def _plain(model: Any, tap: Tap, tokens: Tensor) -> dict[str, Tensor]:
         def catch(module: Any, inputs: Any, output: Tensor, name: str = name, stop: bool = stop) -> None:
             caught[name] = output
             if stop:
-                raise _Stop
+                raise _StopError
 
         handles.append(model.get_submodule(name.removesuffix(".output")).register_forward_hook(catch))
     try:
         model.base_model(tokens, use_cache=False)
-    except _Stop:
+    except _StopError:
         pass
     finally:
         for handle in handles:
