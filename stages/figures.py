@@ -96,13 +96,13 @@ def draw_panel(axes: Axes, panel: Panel, curves: pd.DataFrame, colours: Colours)
     """One curve a run; the NMSE also on the validation documents."""
     pale = 0.35 if panel.column == "nmse" else 1.0
     for name, curve in curves.groupby("run", sort=False):
-        axes.plot(curve["tokens"], curve[panel.column], color=colours[name], alpha=pale)
+        axes.plot(curve["tokens"], curve[panel.column], color=colours[str(name)], alpha=pale)
         if panel.column == "nmse":
             validation = curve.dropna(subset=["validation_nmse"])
             axes.plot(
                 validation["tokens"],
                 validation["validation_nmse"],
-                color=colours[name],
+                color=colours[str(name)],
                 marker="o",
                 markersize=3,
             )
@@ -131,8 +131,8 @@ def firing_density(density: pd.DataFrame, colours: Colours) -> Figure:
         axes = figure.subplots()
         for name, table in bins.groupby("run", sort=False):
             place = table["log10_frequency"]
-            axes.fill_between(place, table["share"], step="mid", color=colours[name], alpha=0.1)
-            axes.step(place, table["share"], where="mid", color=colours[name])
+            axes.fill_between(place, table["share"], step="mid", color=colours[str(name)], alpha=0.1)
+            axes.step(place, table["share"], where="mid", color=colours[str(name)])
         draw_never(axes, never, colours)
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
@@ -150,8 +150,8 @@ def draw_never(axes: Axes, never: pd.DataFrame, colours: Colours) -> None:
     names = [f"{tick:g}" for tick in ticks]
     places = left - 0.1 - 0.08 * np.arange(len(never))[::-1]
     for place, name, share in zip(places, never["run"], never["share"], strict=True):
-        axes.vlines(place, 0, share, color=colours[name], linewidth=1)
-        axes.plot(place, share, marker="o", markersize=5, color=colours[name], clip_on=False)
+        axes.vlines(place, 0, share, color=colours[str(name)], linewidth=1)
+        axes.plot(place, share, marker="o", markersize=5, color=colours[str(name)], clip_on=False)
     if len(never):
         axes.axvline(left, color="#8C8C8C", linewidth=0.8, linestyle=":")
         ticks, names = np.append(ticks, places.mean()), [*names, "never"]
@@ -211,7 +211,8 @@ def frontier(table: pd.DataFrame, colours: Colours) -> Figure:
 def draw_frontier(axes: Axes, table: pd.DataFrame, column: str, colours: Colours) -> None:
     """A marker for what has an L0; a line across for what has none (the mean, an affine map)."""
     sparse = table[(table["l0"] > 0) & table[column].notna()]
-    for row in sparse.itertuples():
+    rows: Any = sparse.itertuples()
+    for row in rows:
         value = getattr(row, column)
         axes.plot(row.l0, value, **marker_of(row, colours))
         if row.name not in colours:
@@ -221,7 +222,8 @@ def draw_frontier(axes: Axes, table: pd.DataFrame, column: str, colours: Colours
         axes.set_xlim(sparse["l0"].min() / 2, sparse["l0"].max() * 3)
     axes.margins(y=0.08)
     axes.set_xlabel("L0 (active latents per token)")
-    for row in table[~(table["l0"] > 0) & table[column].notna()].itertuples():
+    rows = table[~(table["l0"] > 0) & table[column].notna()].itertuples()
+    for row in rows:
         value = getattr(row, column)
         axes.axhline(value, color=KIND_COLOURS["baseline"], linestyle="--", linewidth=0.9)
         label(axes, row.name, (0, value), (4, 3), xycoords=axes.get_yaxis_transform())

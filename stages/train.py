@@ -20,7 +20,7 @@ from transcoders.dictionary import transcoder as transcoder_module
 from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
 from transcoders.errors import UserError
 from transcoders.files import cache_folder, fingerprint, replacing, source_hash, write_json
-from transcoders.training import initialise, loop, schedule
+from transcoders.training import initialise, loop, optimiser, schedule
 from transcoders.training.loop import Result, Trainer
 
 STATISTICS_TOKENS = 1_000_000
@@ -82,7 +82,7 @@ def _checkpoint(params: Params, which: Run, inputs: Inputs) -> Path:
     """Named by everything the result depends on, so that only the very same run continues it."""
     modules = [value for name, value in sys.modules.items() if name.startswith(f"{kernels.__name__}.")]
     code = source_hash(
-        initialise, loop,  schedule, reader_module, transcoder_module, kernels,
+        initialise, loop, optimiser, schedule, reader_module, transcoder_module, kernels,
         *sorted(modules, key=lambda module: module.__name__), sys.modules[__name__],
     )  # fmt: skip
     settings = params.train.model_dump(exclude={"log_every", "checkpoint_every"})

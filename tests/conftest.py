@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reached the Hub would pass here and fail elsewhere
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # the same kernels, run by numpy; read once, at their import
+
 from transcoders.base_model import fetch_model
 from transcoders.files import cache_folder
 from transcoders.settings import ModelSettings
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reached the Hub would pass here and fail elsewhere
 torch.set_num_threads(2)
 
 

@@ -8,7 +8,8 @@ from transcoders.activations.store import Store
 from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
 from transcoders.errors import UserError
 from transcoders.training.initialise import initialise_, measure, sample_of
-from transcoders.training.loop import Trainer, compute_losses, remove_parallel_gradient_
+from transcoders.training.loop import Trainer, compute_losses
+from transcoders.training.optimiser import Adam
 from transcoders.training.schedule import learning_rate
 from transcoders.training.settings import TrainSettings
 
@@ -138,11 +139,39 @@ def test_dead_latents_learn_only_through_auxk(planted, tmp_path):
     assert t.model.W_dec.grad is not None
 
 
-def test_no_gradient_remains_along_a_decoder_row(planted, tmp_path):
-    t = trainer(planted, tmp_path / "c")
-    t.model.W_dec.grad = torch.randn_like(t.model.W_dec)
-    remove_parallel_gradient_(t.model)
-    assert (t.model.W_dec.grad * t.model.W_dec).sum(1).abs().max() < 1e-5
+def test_a_step_is_adam_on_the_clipped_gradient_and_keeps_decoder_rows_unit(planted, tmp_path):
+    model = trainer(planted, tmp_path / "c").model
+    peer = {name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()}
+    theirs = torch.optim.Adam(peer.values(), lr=1e-2, eps=1e-13)
+    ours = Adam(model)
+    for step in range(1, 4):
+        torch.manual_seed(step)
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.randn_like(parameter)
+            peer[name].grad = parameter.grad.clone()
+        rows = peer["W_dec"].detach()
+        peer["W_dec"].grad -= (peer["W_dec"].grad * rows).sum(1, keepdim=True) * rows
+        expected = torch.nn.utils.clip_grad_norm_(peer.values(), 1.0)
+        norm = ours.step_(step, 1e-2, 1.0)
+        theirs.step()
+        with torch.no_grad():
+            peer["W_dec"].copy_(torch.nn.functional.normalize(peer["W_dec"]))
+        assert float(norm) == pytest.approx(float(expected), rel=1e-4)
+        for name, parameter in model.named_parameters():
+            assert torch.allclose(parameter, peer[name], atol=1e-5), name
+
+
+def test_a_dead_latent_is_pushed_until_it_fires(planted, tmp_path):
+    t = trainer(planted, tmp_path / "c", dead_boost=0.5, aux_coefficient=0.0, epochs=6)
+    with torch.no_grad():
+        t.model.b_enc[5] = -20.0
+    t.run(lambda history: None)
+    assert t.since_fired[5] < 1000
+    without = trainer(planted, tmp_path / "d", dead_boost=0.0, aux_coefficient=0.0, epochs=6)
+    with torch.no_grad():
+        without.model.b_enc[5] = -20.0
+    without.run(lambda history: None)
+    assert without.since_fired[5] == without.steps * 200
 
 
 def test_the_learning_rate_rises_holds_and_falls():

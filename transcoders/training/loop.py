@@ -16,6 +16,7 @@ from transcoders.dictionary.transcoder import Transcoder
 from transcoders.errors import UserError
 from transcoders.kernels import SparseLatents
 from transcoders.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from transcoders.training.optimiser import Adam
 from transcoders.training.schedule import learning_rate
 from transcoders.training.settings import TrainSettings
 
@@ -24,7 +25,6 @@ HISTORY = (
     "step", "tokens", "epoch", "loss", "nmse", "aux_loss", "l0", "l1", "dead_fraction",
     "learning_rate", "gradient_norm", "validation_nmse",
 )  # fmt: skip
-ADAM_EPS = 1e-13  # losses are means over dims: gradients of rare latents are near the usual 1e-8
 SUMMED = ("loss", "nmse", "aux_loss", "l0", "l1", "gradient_norm")
 
 
@@ -60,8 +60,9 @@ def compute_losses(
     nmse is the mean squared error per dimension where mean ||y||^2 = d_out.
     """
     latents = model.encode_normalised(x, settings.backend)
-    residual = y - model.decode_normalised(latents, x, settings.backend)
-    nmse = residual.square().mean()
+    target = y - model.b_dec - (x @ model.W_skip.T if model.config.skip else 0.0)
+    errors, residual = kernels.squared_errors(latents, model.W_dec, target, backend=settings.backend)
+    nmse = errors.mean()
     l1 = latents.values.sum() / len(x)
     total = nmse
     if settings.lambda_sparsity:
@@ -74,15 +75,6 @@ def compute_losses(
         )  # fmt: skip
         total = total + settings.aux_coefficient * aux
     return Losses(total, nmse.detach(), aux.detach(), l1.detach(), latents)
-
-
-@torch.no_grad()
-def remove_parallel_gradient_(model: Transcoder) -> None:
-    """Drop the decoder gradient's part along each unit row: renormalising would undo it anyway."""
-    gradient = model.W_dec.grad
-    assert gradient is not None
-    along = (gradient * model.W_dec).sum(1, keepdim=True)
-    gradient.addcmul_(along, model.W_dec, value=-1)
 
 
 class Trainer:
@@ -100,7 +92,7 @@ class Trainer:
                 "of the training documents; lower it or raise collect.tokens"
             )
         self.steps = settings.epochs * reader.batches_per_epoch
-        self.optimiser = torch.optim.Adam(model.parameters(), eps=ADAM_EPS, fused=True)
+        self.optimiser = Adam(model)
         device = model.W_enc.device
         self.step = 0
         self.since_fired = torch.zeros(model.config.d_hidden, dtype=torch.long, device=device)
@@ -124,10 +116,11 @@ class Trainer:
                 rate = self._step(batch)
                 self.step += 1
                 last = self.step == self.steps
-                if self.step % settings.log_every == 0 or last:
+                validate = self.step % settings.validate_every == 0 or last
+                if self.step % settings.log_every == 0 or validate:
                     row = self._log(rate, (self.step - 1) // per_epoch)
                     bar.set_postfix(loss=f"{row['loss']:.4f}", dead=f"{row['dead_fraction']:.1%}")
-                if self.step % settings.validate_every == 0 or last:
+                if validate:
                     self._validate()
                     on_history(self.history)
                 if self.step % settings.checkpoint_every == 0 and not last:
@@ -141,19 +134,16 @@ class Trainer:
     def _step(self, batch: Batch) -> float:
         model, settings = self.model, self.settings
         rate = learning_rate(self.step, self.steps, settings.learning_rate, settings.warmup, settings.decay)
-        self.optimiser.param_groups[0]["lr"] = rate
         x, y = batch.x / model.config.input_scale, batch.y / model.config.output_scale
         dead = (self.since_fired > settings.dead_after_tokens).nonzero().flatten()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self._bf16):
             losses = compute_losses(model, x, y, dead, settings)
-        self.optimiser.zero_grad()
+        model.zero_grad()
         losses.total.backward()
-        remove_parallel_gradient_(model)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
-        self.optimiser.step()
+        norm = self.optimiser.step_(self.step + 1, rate, settings.gradient_clip)
         with torch.no_grad():
-            torch.nn.functional.normalize(model.W_dec, dim=1, out=model.W_dec)
-            self._count(losses, norm, len(x))
+            model.b_enc[dead] += settings.dead_boost
+        self._count(losses, norm, len(x))
         return rate
 
     @property
@@ -162,6 +152,7 @@ class Trainer:
             return self.model.W_enc.is_cuda
         return self.settings.precision == "bf16"
 
+    @torch.no_grad()
     def _count(self, losses: Losses, norm: Tensor, tokens: int) -> None:
         fired = losses.latents.values > 0
         self.since_fired += tokens
@@ -197,8 +188,6 @@ class Trainer:
             total += float((self.model(x) - y).double().square().sum())
             tokens += len(x)
         nmse = total / tokens / config.d_out / config.output_scale**2
-        if not self.history or self.history[-1]["step"] != self.step:
-            self._log(self.optimiser.param_groups[0]["lr"], (self.step - 1) // self.reader.batches_per_epoch)
         self.history[-1]["validation_nmse"] = nmse
         if nmse < self.best.best_nmse:
             weights = {name: value.clone() for name, value in self.model.state_dict().items()}
@@ -206,10 +195,8 @@ class Trainer:
 
     def _save(self) -> None:
         tensors = {"since_fired": self.since_fired, "sums": self.sums}
-        for name, parameter in self.model.named_parameters():
-            state = self.optimiser.state[parameter]
-            tensors |= {f"model.{name}": parameter, f"step.{name}": state["step"]}
-            tensors |= {f"{key}.{name}": state[key] for key in ("exp_avg", "exp_avg_sq")}
+        tensors |= {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= self.optimiser.state()
         tensors |= {f"best.{name}": value for name, value in self.best.best_weights.items()}
         values = {
             "step": self.step, "history": self.history,
@@ -226,11 +213,7 @@ class Trainer:
         tensors = {name: value.to(device) for name, value in found.tensors.items()}
         for name, parameter in self.model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
-            self.optimiser.state[parameter] = {
-                "step": tensors[f"step.{name}"],
-                "exp_avg": tensors[f"exp_avg.{name}"],
-                "exp_avg_sq": tensors[f"exp_avg_sq.{name}"],
-            }
+        self.optimiser.load_(tensors)
         self.since_fired, self.sums = tensors["since_fired"], tensors["sums"]
         self.step, self.history = found.values["step"], found.values["history"]
         weights = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}

@@ -40,6 +40,8 @@ class TrainSettings(Settings):
     """Weight of AuxK, which revives dead latents (arXiv 2406.04093, A.2); 0 turns it off."""
     dead_after_tokens: int = Field(default=50_000, gt=0)
     """A latent that has not fired for this many training tokens counts as dead."""
+    dead_boost: float = Field(default=0.01, ge=0)
+    """Added to a dead latent's encoder bias every step, until it fires."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Of the matrix products; auto takes float32 on CPU and bf16 on CUDA. Weights are float32."""
     backend: Literal["auto", "reference", "cpu", "triton"] = "auto"
