@@ -14,56 +14,98 @@ from stages.entry import entry
 from stages.held_out import open_held_out, tap_of
 from stages.params import Params, load_params
 from stages.runs import Run, open_inputs
-from transcoders.activations.reader import ordered_batches
+from transcoders.activations.reader import LabelledBatch, ordered_batches
 from transcoders.base_model import load_bridge
 from transcoders.devices import resolve_device
 from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
+from transcoders.evaluation.contrast import contrast, paired
+from transcoders.evaluation.latents import pruned, removal_effects
 from transcoders.evaluation.predictors import affine, constant, moments, pca, transcoder_predictor
 from transcoders.evaluation.suite import Candidate, evaluate
 from transcoders.files import replacing, rounded, write_json
 from transcoders.training.initialise import initialise_, measure, sample_of
+from transcoders.training.settings import VariantSettings
 
 MOMENT_TOKENS = 200_000
-SHOWN = ("l0", "nmse", "fvu", "r2", "cosine", "dead_fraction", "delta_ce", "loss_recovered", "kl", "top1_agreement")
+IMPORTANCE_BATCHES = 4
+SHOWN = (
+    "l0", "nmse", "fvu", "r2", "cosine", "dead_fraction", "mean_max_cosine", "delta_ce", "loss_recovered", "kl",
+    "top1_agreement", "training_tokens", "training_seconds",
+)  # fmt: skip
+OF_SEEDS = ("dead_fraction", "mean_max_cosine", "training_seconds")
+PRUNED = ("name", "layer", "latents", "k", "l0", "fvu", "cosine", "dead_fraction", "delta_ce", "loss_recovered")
 log = logging.getLogger(__name__)
 
 
 def run() -> None:
-    """Evaluations and baselines -> data/compare.csv, data/compare.md, metrics/compare.json, checks."""
+    """Evaluations and baselines -> data/compare.csv, .md, data/pruned.csv, metrics/compare.json, checks."""
     params = load_params()
     runs = [Run(v, n, s) for v in params.runs.variants for n in params.runs.layers for s in params.runs.seeds]
     bridge = load_bridge(Path("data/model"), resolve_device(params.device))
-    rows = [_run_row(which) for which in runs]
+    rows, cut = [_run_row(which) for which in runs], []
     for layer in params.runs.layers:
-        rows += _baseline_rows(params, layer, bridge)
+        baselines, pruned_rows = _beside(params, layer, bridge)
+        rows += baselines
+        cut += pruned_rows
     table = pd.DataFrame(rows)
     checks = []
     for which in runs:
         row = table[table["name"] == which.name].iloc[0]
         baseline = table[(table["name"] == f"affine-{which.layer}")].iloc[0]
         history = pd.read_csv(which.folder / "history.csv")
-        checks += sanity_checks(which.name, params.train.k, history, row, float(baseline["fvu"]))
+        checks += sanity_checks(which.name, int(row["k"]), history, row, float(baseline["fvu"]))
     for check in checks:
         log.log(logging.INFO if check.passed else logging.WARNING, "%s %s = %.4g (%s)%s", check.run, check.name,
                 check.value, check.wanted, "" if check.passed else f": NO; {check.remedy}")  # fmt: skip
-    _write(table, as_markdown(checks))
+    _write(table, pd.DataFrame(cut, columns=PRUNED), _contrasts(params, table), as_markdown(checks))
     write_json(Path("metrics/checks.json"), {
         name: {c.name: int(c.passed) for c in checks if c.run == name} for name in params.run_names
     })  # fmt: skip
 
 
+def _contrasts(params: Params, table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Every variant against the plain one, and progressive against joint, at every layer.
+
+    What no document has a part in, such as dead latents, has an interval over seeds only (none for one).
+    """
+    variants = {name: params.variants[name] for name in params.runs.variants}
+    whole = [name for name, v in variants.items() if v.d_hidden_share == 1]
+    plain = [name for name in whole if variants[name] == VariantSettings()][:1]
+    joint = [n for n in whole if variants[n].prefixes and variants[n].training == "joint"]
+    progressive = [n for n in whole if variants[n].training == "progressive"]
+    pairs = [(n, p) for p in plain for n in whole if n != p] + [(n, j) for n in progressive for j in joint]
+    rows = []
+    for layer in params.runs.layers:
+        for ours, theirs in pairs:
+            first, second = (
+                [pd.read_csv(f"data/documents/{name}-{layer}-{seed}.csv") for seed in params.runs.seeds]
+                for name in (ours, theirs)
+            )
+            found = contrast(first, second, params.evaluate)
+            here = table[table["layer"] == layer].set_index("variant")
+            found |= {name: paired(here.loc[[ours], name], here.loc[[theirs], name]) for name in OF_SEEDS}
+            for metric, (difference, low, high) in found.items():
+                rows.append({
+                    "layer": layer, "variant": ours, "against": theirs, "metric": metric,
+                    "difference": difference, "low": low, "high": high, "seeds": len(params.runs.seeds),
+                })  # fmt: skip
+    return rows
+
+
 def _run_row(which: Run) -> dict[str, Any]:
     metrics = json.loads((Path("metrics/evaluate") / f"{which.name}.json").read_text())
+    training = json.loads((Path("metrics/cost") / f"{which.name}.json").read_text())
     config = json.loads((which.folder / "config.json").read_text())
     return {
         "name": which.name, "kind": "trained", "variant": which.variant, "layer": which.layer,
-        "seed": which.seed, "d_hidden": config["d_hidden"],
+        "seed": which.seed, "d_hidden": config["d_hidden"], "k": config["k"],
+        "training_tokens": training["tokens"], "training_seconds": training["seconds"],
         **{key: value for key, value in metrics.items() if isinstance(value, float)},
     }  # fmt: skip
 
 
-def _baseline_rows(params: Params, layer: int, bridge: Any) -> list[dict[str, Any]]:
-    """Mean, affine map, PCA of rank k and the untrained dictionary, under the same evaluation."""
+def _beside(params: Params, layer: int, bridge: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What stands beside the runs, under the same evaluation: baselines, and pruned plain dictionaries."""
     inputs = open_inputs(layer)
     device = resolve_device(params.device)
     train = list(ordered_batches(inputs.store, inputs.documents["train"], MOMENT_TOKENS, device))
@@ -77,6 +119,7 @@ def _baseline_rows(params: Params, layer: int, bridge: Any) -> list[dict[str, An
         input_scale=statistics.x_scale, output_scale=statistics.y_scale,
     ))  # fmt: skip
     initialise_(untrained, statistics, sample_of(train), seed=0)
+    cut = _pruned(params, layer, train, device)
     del train
     candidates = {
         "mean": Candidate(constant(m.y_mean.float()), 0),
@@ -84,28 +127,66 @@ def _baseline_rows(params: Params, layer: int, bridge: Any) -> list[dict[str, An
         f"pca_rank_{k}": Candidate(pca(m, k), 0),
         "untrained": Candidate(transcoder_predictor(untrained.to(device)), d_hidden),
     }
+    small = {key: Candidate(transcoder_predictor(model), model.config.d_hidden) for key, model in cut.items()}
     with torch.inference_mode():
         held_out = open_held_out(inputs, params.evaluate, statistics.y_scale, device)
-        found = evaluate(candidates, held_out, bridge, tap_of(inputs), params.evaluate)
-    return [
+        found = evaluate(candidates | small, held_out, bridge, tap_of(inputs), params.evaluate)
+    baselines = [
         {
             "name": f"{name}-{layer}", "kind": "baseline", "variant": name, "layer": layer,
-            "d_hidden": candidates[name].d_hidden, **rounded(result.metrics),
+            "d_hidden": candidate.d_hidden, **rounded(found[name].metrics),
         }
-        for name, result in found.items()
+        for name, candidate in candidates.items()
     ]  # fmt: skip
+    pruned_rows = [
+        {"name": key.partition(" ")[0], "layer": layer, "latents": model.config.d_hidden, "k": model.config.k}
+        | rounded(found[key].metrics)
+        for key, model in cut.items()
+    ]
+    return baselines, pruned_rows
 
 
-def _write(table: pd.DataFrame, checks: str) -> None:
-    with replacing(Path("data/compare.csv")) as path:
-        table.to_csv(path, index=False)
-    shown = table[["name", "kind", *SHOWN]].to_markdown(index=False, floatfmt=".4g", missingval="")
-    text = f"# Comparison on {int(table['tokens'].max())} held-out tokens\n\n{shown}\n\n# Checks\n\n{checks}\n"
+def _pruned(params: Params, layer: int, train: list[LabelledBatch], device: torch.device) -> dict[str, Transcoder]:
+    """Every plain run of full width, cut to the prefixes (sizes and k) of the nested variants among the runs."""
+    plain = [name for name in params.runs.variants if params.variants[name] == VariantSettings()]
+    nested = [params.variants[name] for name in params.runs.variants]
+    result: dict[str, Transcoder] = {}
+    for which in (Run(name, layer, seed) for name in plain for seed in params.runs.seeds):
+        model = Transcoder.load(which.folder, device)
+        config = model.config
+        prefixes = {pair for v in nested for pair in zip(v.sizes(config.d_hidden), v.ks(config.k), strict=True)}
+        wanted = sorted((m, k) for m, k in prefixes if m < config.d_hidden)
+        if wanted:
+            importance = removal_effects(model, train[:IMPORTANCE_BATCHES])
+            result |= {f"{which.name} {m}": pruned(model, importance, m, k) for m, k in wanted}
+    return result
+
+
+def _write(table: pd.DataFrame, cut: pd.DataFrame, contrasts: list[dict[str, Any]], checks: str) -> None:
+    for name, content in (("compare", table), ("pruned", cut)):
+        with replacing(Path("data") / f"{name}.csv") as path:
+            content.to_csv(path, index=False)
+    shown = _markdown(table[["name", "kind", *SHOWN]])
+    text = f"# Comparison on {int(table['tokens'].max())} held-out tokens\n\n{shown}\n"
+    if len(cut):
+        text += f"\n# Plain dictionaries, pruned to the prefixes\n\n{_markdown(cut[list(PRUNED)])}\n"
+    if contrasts:
+        text += "\n# Differences between variants\n\n95 % intervals over documents and seeds\n\n"
+        text += f"{_markdown(pd.DataFrame(contrasts))}\n"
     with replacing(Path("data/compare.md")) as path:
-        path.write_text(text)
+        path.write_text(f"{text}\n# Checks\n\n{checks}\n")
     log.info("%s", shown)
-    by_name = {row["name"]: {key: row[key] for key in SHOWN if pd.notna(row[key])} for row in table.to_dict("records")}
-    write_json(Path("metrics/compare.json"), by_name)
+    figures: dict[str, Any] = {
+        row["name"]: {key: row[key] for key in SHOWN if pd.notna(row[key])} for row in table.to_dict("records")
+    }
+    for row in contrasts:
+        values = rounded({key: row[key] for key in ("difference", "low", "high") if pd.notna(row[key])})
+        figures.setdefault(f"{row['variant']}_minus_{row['against']}-{row['layer']}", {})[row["metric"]] = values
+    write_json(Path("metrics/compare.json"), figures)
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    return table.to_markdown(index=False, floatfmt=".4g", missingval="")
 
 
 if __name__ == "__main__":

@@ -113,6 +113,7 @@ def apply_preset(name: str, folder: Path = Path("presets"), path: Path = Path("p
         raise UserError(f"NAME={name}: there is no such preset; there are {known}, or any Hugging Face id")
     yaml = YAML()
     yaml.preserve_quotes = True
+    yaml.width = 120
     override = {"model": {"name": name, "revision": None}} if is_hub_id else YAML(typ="safe").load(file)
     params = yaml.load(path)
     _merge(params, override)

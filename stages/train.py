@@ -1,35 +1,35 @@
 """Stage `train`: one transcoder on the training documents of one layer."""
 
-import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from pydantic import ValidationError
 
 from stages.entry import entry
 from stages.params import Params, load_params
 from stages.runs import Inputs, Run, open_inputs, parse_run
-from transcoders import kernels
-from transcoders.activations import reader as reader_module
 from transcoders.activations.reader import Batch, ShuffledReader, ordered_batches
 from transcoders.devices import resolve_device
-from transcoders.dictionary import transcoder as transcoder_module
 from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
 from transcoders.errors import UserError
 from transcoders.files import cache_folder, fingerprint, replacing, source_hash, write_json
-from transcoders.training import initialise, loop, optimiser, schedule
-from transcoders.training.loop import Result, Trainer
+from transcoders.training import initialise
+from transcoders.training.loop import Result, Start, Trainer
 
 STATISTICS_TOKENS = 1_000_000
 VALIDATION_TOKENS = 16_384
-log = logging.getLogger(__name__)
+TRAINING_CODE = tuple(
+    f"transcoders.{name}" for name in ("activations.reader", "devices", "dictionary.", "kernels.", "training.")
+)
 
 
 def run(which: Run) -> None:
-    """Activations and split -> models/<run>/ and metrics/train/<run>.json."""
+    """Activations and split -> models/<run>/, metrics/train/<run>.json and, not reproducible, metrics/cost/."""
     params = load_params()
     if which.variant not in params.variants:
         raise UserError(f"variant {which.variant!r} is not defined under variants in params.yaml")
@@ -42,7 +42,6 @@ def run(which: Run) -> None:
     sample = initialise.sample_of(train)
     del train
     model = Transcoder(_config(params, which, inputs, statistics)).to(device)
-    initialise.initialise_(model, statistics, sample, which.seed)
     settings = params.train
     reader = ShuffledReader(
         inputs.store, inputs.documents["train"],
@@ -50,10 +49,12 @@ def run(which: Run) -> None:
         seed=which.seed, device=device,
     )  # fmt: skip
     held_out = ordered_batches(inputs.store, inputs.documents["validation"], VALIDATION_TOKENS, device)
-    trainer = Trainer(model, reader, settings, [Batch(b.x, b.y) for b in held_out], _checkpoint(params, which, inputs))
+    trainer = Trainer(
+        model, reader, settings, params.variants[which.variant], Start(statistics, sample, which.seed),
+        [Batch(b.x, b.y) for b in held_out], _checkpoint(params, which, inputs),
+    )  # fmt: skip
     live = Path("data/live") / f"{which.name}.csv"
     result = trainer.run(lambda history: _write_history(history, live))
-    log.info("waited %.1f s for data", reader.seconds_waited)
     _write(which, model, result)
 
 
@@ -64,11 +65,13 @@ def _config(params: Params, which: Run, inputs: Inputs, statistics: initialise.S
     d_hidden = size if isinstance(size, int) else int(size[:-1]) * d_model
     if settings.k > d_hidden:
         raise UserError(f"train.k: {settings.k} is more than train.d_hidden {size} = {d_hidden} latents")
+    d_hidden = max(1, round(variant.d_hidden_share * d_hidden))
+    k = max(1, round(variant.k_share * settings.k))
     attributes = inputs.store.attributes
     taps = ("layer", "model", "model_hash", "hook_in", "hook_out", "hf_hook_in", "hf_hook_out", "gain_applied")
-    return TranscoderConfig(
-        encoder=variant.encoder, d_in=d_model, d_out=d_model, d_hidden=d_hidden,
-        k=settings.k, skip=variant.skip,
+    config = partial(
+        TranscoderConfig, encoder=variant.encoder, d_in=d_model, d_out=d_model, d_hidden=d_hidden,
+        k=k, prefixes=variant.sizes(d_hidden), prefix_k=variant.ks(k), skip=variant.skip,
         input_scale=statistics.x_scale, output_scale=statistics.y_scale,
         provenance={
             **{key: attributes[key] for key in taps},
@@ -76,15 +79,17 @@ def _config(params: Params, which: Run, inputs: Inputs, statistics: initialise.S
             "train": settings.model_dump(mode="json"),
         },
     )  # fmt: skip
+    try:
+        return config()
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"variants.{which.variant}: {reason}") from None
 
 
 def _checkpoint(params: Params, which: Run, inputs: Inputs) -> Path:
     """Named by everything the result depends on, so that only the very same run continues it."""
-    modules = [value for name, value in sys.modules.items() if name.startswith(f"{kernels.__name__}.")]
-    code = source_hash(
-        initialise, loop, optimiser, schedule, reader_module, transcoder_module, kernels,
-        *sorted(modules, key=lambda module: module.__name__), sys.modules[__name__],
-    )  # fmt: skip
+    modules = {name: m for name, m in sys.modules.items() if name.startswith(TRAINING_CODE)}
+    code = source_hash(*(modules[name] for name in sorted(modules)), sys.modules[__name__])
     settings = params.train.model_dump(exclude={"log_every", "checkpoint_every"})
     variant = params.variants[which.variant].model_dump()
     parts = (settings, variant, which, params.device, inputs.store.attributes, inputs.split_hash)
@@ -113,7 +118,17 @@ def _write(which: Run, model: Transcoder, result: Result) -> None:
         "steps": last["step"],
         "tokens": last["tokens"],
     }
+    stages = pd.DataFrame(result.history).groupby("stage").last()
+    if len(stages) > 1:
+        metrics |= {f"stage_{number}.validation_nmse": value for number, value in stages["validation_nmse"].items()}
     write_json(Path("metrics/train") / f"{which.name}.json", metrics)
+    cost = {
+        "tokens": last["tokens"],
+        "seconds": round(result.seconds, 1),
+        "tokens_per_second": round(last["tokens"] / result.seconds),
+        "share_of_time_waiting_for_data": round(result.seconds_waited / result.seconds, 5),
+    }
+    write_json(Path("metrics/cost") / f"{which.name}.json", cost)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -17,6 +18,7 @@ from ruamel.yaml import YAML
 
 from stages.params import apply_preset
 from transcoders import Transcoder
+from transcoders.training.settings import VariantSettings
 
 ROOT = Path(__file__).parents[1]
 ALL = ["model", "collect", "split", "train", "evaluate", "compare", "plot"]
@@ -43,7 +45,7 @@ class Pipeline:
         return done.stdout + done.stderr
 
     def repro(self, *arguments: str) -> list[str]:
-        """Run ``dvc repro`` and return the stages that ran (not: restored, skipped), without @…"""
+        """Run ``dvc repro`` and return the stages that ran (not: restored, skipped), once each, without @…"""
         return ran(self.run("dvc", "repro", *arguments))
 
     def set(self, **changes: object) -> None:
@@ -56,7 +58,8 @@ class Pipeline:
 
 
 def ran(output: str) -> list[str]:
-    return [name.partition("@")[0] for name in re.findall(r"Running stage '([^']+)'", output)]
+    names = re.findall(r"Running stage '([^'@]+)", output)
+    return list(dict.fromkeys(names))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,7 @@ def pipeline(gemma, tmp_path_factory):
     (root / ".dvc/plots_page.html").touch()
     made = Pipeline(root)
     apply_preset("smoke", root / "presets", root / "params.yaml")
-    made.set(model__name=str(gemma))
+    made.set(model__name=str(gemma), runs__variants=["topk", "plt"])
     made.run("git", "init", "-q")
     made.run(sys.executable, "-m", "stages.plots_page")
     assert made.repro() == ALL
@@ -109,6 +112,25 @@ def test_the_results_are_real(pipeline):
     assert "topk-0-0" in (pipeline.root / "data/compare.md").read_text()
 
 
+def test_prefixes_stages_and_pruned_dictionaries_are_compared(pipeline):
+    groups = pd.read_csv(pipeline.root / "data/groups/plt-0-0.csv")
+    assert groups["stop"].tolist() == [80, 160, 320, 640, 1280]
+    assert groups["k"].tolist() == list(VariantSettings(prefixes=(0.0625, 0.125, 0.25, 0.5, 1)).ks(16))
+    assert groups["fvu"].iloc[-1] < groups["fvu"].iloc[0]
+    metrics = json.loads((pipeline.root / "metrics/evaluate/plt-0-0.json").read_text())
+    assert metrics["prefix_80"]["fvu"] == pytest.approx(groups["fvu"].iloc[0], rel=1e-3)
+    cut = pd.read_csv(pipeline.root / "data/pruned.csv")
+    assert set(cut["name"]) == {"topk-0-0"}
+    assert cut["latents"].tolist() == [80, 160, 320, 640]
+    compared = json.loads((pipeline.root / "metrics/compare.json").read_text())
+    difference = compared["plt_minus_topk-0"]["fvu"]
+    expected = compared["plt-0-0"]["fvu"] - compared["topk-0-0"]["fvu"]
+    assert difference["difference"] == pytest.approx(expected, abs=1e-4)
+    assert difference["low"] <= difference["difference"] <= difference["high"]
+    stages = json.loads((pipeline.root / "metrics/train/plt-0-0.json").read_text())
+    assert len([key for key in stages if key.startswith("stage_")]) == 5
+
+
 def test_a_trained_transcoder_loads_and_runs(pipeline):
     model = Transcoder.load(pipeline.root / "models/topk-0-0")
     assert model(torch.randn(3, 640)).shape == (3, 640)
@@ -117,10 +139,35 @@ def test_a_trained_transcoder_loads_and_runs(pipeline):
 
 
 def test_outputs_are_byte_stable(restored):
-    before = (restored.root / "dvc.lock").read_bytes()
-    command = ("dvc", "repro", "--force", "--no-run-cache", "--single-item", "split", "train@topk-0-0")
+    before = hashes(restored)
+    command = ("dvc", "repro", "--force", "--no-run-cache", "--single-item", "split", "train@topk-0-0", "train@plt-0-0")
     assert ran(restored.run(*command)) == ["split", "train"]
-    assert (restored.root / "dvc.lock").read_bytes() == before
+    assert len(before) > 10
+    assert hashes(restored) == before
+
+
+def hashes(pipeline):
+    """Of every output but the measured times."""
+    stages = YAML(typ="safe").load(pipeline.root / "dvc.lock")["stages"]
+    outs = [out for stage in stages.values() for out in stage["outs"]]
+    return {out["path"]: out["md5"] for out in outs if not out["path"].startswith("metrics/cost")}
+
+
+def test_training_killed_at_random_points_gives_the_same_bytes(restored):
+    folder = restored.root / "models/plt-0-0"
+    expected = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    rng = np.random.default_rng()
+    started = time.monotonic()
+    start_training(restored, "plt").communicate(timeout=300)
+    seconds = time.monotonic() - started
+    for moment in rng.uniform(0.4, 1.0, 5):
+        process = start_training(restored, "plt")
+        time.sleep(moment * seconds)
+        process.kill()
+        process.communicate()
+    _, errors = start_training(restored, "plt").communicate(timeout=300)
+    found = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert found == expected, errors
 
 
 def test_a_training_parameter_reruns_training_and_what_follows(restored):
@@ -172,8 +219,8 @@ def test_what_users_look_at(pipeline):
         assert title in html
 
 
-def start_training(pipeline):
-    command = [sys.executable, "-m", "stages.train", "topk", "0", "0"]
+def start_training(pipeline, variant="topk"):
+    command = [sys.executable, "-m", "stages.train", variant, "0", "0"]
     return subprocess.Popen(
         command, cwd=pipeline.root, env=pipeline.env, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored under nohup

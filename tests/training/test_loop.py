@@ -1,50 +1,14 @@
-import numpy as np
 import pytest
 import torch
-from tests_support import make_store
+from training_support import trainer, weights_of
 
-from transcoders.activations.reader import Batch, ShuffledReader, ordered_batches
-from transcoders.activations.store import Store
-from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
+from transcoders.activations.reader import Batch
 from transcoders.errors import UserError
-from transcoders.training.initialise import initialise_, measure, sample_of
-from transcoders.training.loop import Trainer, compute_losses
+from transcoders.training.loop import Trainer
 from transcoders.training.optimiser import Adam
 from transcoders.training.schedule import learning_rate
-from transcoders.training.settings import TrainSettings
 
 CPU = torch.device("cpu")
-EVERYTHING = np.ones(1, dtype=bool)
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory):
-    """y = a sparse combination of 24 directions that x announces, plus offsets in x and y."""
-    torch.manual_seed(0)
-    active = (torch.rand(6000, 24) < 0.1) * (1 + torch.rand(6000, 24))
-    x = active @ torch.nn.functional.normalize(torch.randn(24, 16)) + 0.5
-    y = 30 * (active @ torch.nn.functional.normalize(torch.randn(24, 16)) - 1.0)
-    return Store(make_store(tmp_path_factory.mktemp("planted") / "s.zarr", x, y))
-
-
-def trainer(store, checkpoint, **changes):
-    settings = TrainSettings(
-        **({"d_hidden": 64, "k": 4, "epochs": 3, "batch_size": 200, "learning_rate": 3e-3, "log_every": 7,
-            "validate_every": 15, "checkpoint_every": 11, "dead_after_tokens": 1000} | changes)
-    )  # fmt: skip
-    batches = list(ordered_batches(store, EVERYTHING, 10_000, CPU))
-    statistics = measure(batches)
-    model = Transcoder(TranscoderConfig(
-        d_in=16, d_out=16, d_hidden=64, k=settings.k,
-        input_scale=statistics.x_scale, output_scale=statistics.y_scale,
-    ))  # fmt: skip
-    initialise_(model, statistics, sample_of(batches), seed=0)
-    reader = ShuffledReader(store, EVERYTHING, batch_size=settings.batch_size, buffer_tokens=4096, seed=0, device=CPU)
-    return Trainer(model, reader, settings, [Batch(b.x, b.y) for b in batches], checkpoint)
-
-
-def weights_of(t):
-    return {name: value.clone() for name, value in t.model.state_dict().items()}
 
 
 def test_training_learns_a_planted_dictionary(planted, tmp_path):
@@ -113,7 +77,7 @@ def test_the_best_model_is_the_one_with_the_lowest_validation_loss(planted, tmp_
 
 def test_a_diverging_run_stops_and_says_what_to_lower(planted, tmp_path):
     t = trainer(planted, tmp_path / "c")
-    t.model.b_dec.data[0] = float("nan")
+    t.start.statistics.y_mean[0] = float("nan")
     with pytest.raises(UserError, match=r"train\.learning_rate: the loss is nan at step"):
         t.run(lambda history: None)
 
@@ -124,19 +88,18 @@ def test_too_few_tokens_for_a_batch_are_told(planted, tmp_path):
 
 
 def test_dead_latents_learn_only_through_auxk(planted, tmp_path):
-    t = trainer(planted, tmp_path / "c")
-    with torch.no_grad():
-        t.model.b_enc[:8] = -1000.0
     x, y = planted.rows("mlp_in", 0, 200), planted.rows("mlp_out", 0, 200)
-    x, y = x / t.model.config.input_scale, y / t.model.config.output_scale
-    for dead, learns in ((torch.empty(0, dtype=torch.long), False), (torch.arange(8), True)):
-        t.model.zero_grad()
+    for coefficient in (0.0, 1.0):
+        t = trainer(planted, tmp_path / "c", aux_coefficient=coefficient, dead_boost=0.0)
+        t._initialise()
         with torch.no_grad():
-            t.model.b_enc[:8] = -1000.0
-        losses = compute_losses(t.model, x, y, dead, t.settings)
-        assert (losses.aux > 0) == learns
-    losses.total.backward()
-    assert t.model.W_dec.grad is not None
+            t.model.b_enc[8:] += 1000.0  # so that the first eight are never among the top k
+        t.since_fired[:8] = 10**6
+        before = t.model.W_dec.clone()
+        t._step(Batch(x, y))
+        moved = ((t.model.W_dec - before).abs() > 1e-5).any(1)
+        assert moved[8:].any()
+        assert moved[:8].any() == (coefficient > 0)
 
 
 def test_a_step_is_adam_on_the_clipped_gradient_and_keeps_decoder_rows_unit(planted, tmp_path):
@@ -161,15 +124,20 @@ def test_a_step_is_adam_on_the_clipped_gradient_and_keeps_decoder_rows_unit(plan
             assert torch.allclose(parameter, peer[name], atol=1e-5), name
 
 
-def test_a_dead_latent_is_pushed_until_it_fires(planted, tmp_path):
-    t = trainer(planted, tmp_path / "c", dead_boost=0.5, aux_coefficient=0.0, epochs=6)
+def silence(t):
+    t._initialise()
+    t._initialise = lambda: None
     with torch.no_grad():
         t.model.b_enc[5] = -20.0
+
+
+def test_a_dead_latent_is_pushed_until_it_fires(planted, tmp_path):
+    t = trainer(planted, tmp_path / "c", dead_boost=0.5, aux_coefficient=0.0, epochs=6)
+    silence(t)
     t.run(lambda history: None)
     assert t.since_fired[5] < 1000
     without = trainer(planted, tmp_path / "d", dead_boost=0.0, aux_coefficient=0.0, epochs=6)
-    with torch.no_grad():
-        without.model.b_enc[5] = -20.0
+    silence(without)
     without.run(lambda history: None)
     assert without.since_fired[5] == without.steps * 200
 

@@ -1,9 +1,11 @@
 """The transcoder: MLP input -> a few active latents -> MLP output."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field, ValidationError, model_validator
@@ -21,14 +23,37 @@ WEIGHTS = "transcoder.safetensors"
 CONFIG = "config.json"
 
 
+Encoder = Literal["topk", "groupmax", "batchtopk", "jumprelu", "relu"]
+FIXED_K = ("topk", "groupmax")
+"""Encoders that choose k latents on every token, whatever they are worth."""
+THRESHOLDED = ("batchtopk", "jumprelu")
+"""Encoders with a threshold per latent, learned or (batchtopk) measured in training."""
+
+PER_LATENT = ("W_enc", "b_enc", "W_dec", "threshold")
+"""Weights with a row for each latent."""
+
+
+class Group(NamedTuple):
+    """Consecutive latents [start, stop), of which each token has k active."""
+
+    start: int
+    stop: int
+    k: int
+
+
 class TranscoderConfig(Settings):
     """What, besides its weights, defines a transcoder."""
 
-    encoder: Literal["topk"] = "topk"
+    encoder: Encoder = "topk"
     d_in: int = Field(gt=0)
     d_out: int = Field(gt=0)
     d_hidden: int = Field(gt=0)
     k: int = Field(gt=0)
+    """Active latents per token: exactly with topk, on average with the others."""
+    prefixes: tuple[int, ...] = Field(default=(), strict=False)
+    """Sizes of the valid smaller transcoders in a nested one, ascending, d_hidden last."""
+    prefix_k: tuple[int, ...] = Field(default=(), strict=False)
+    """Active latents within each prefix: each group of latents chooses its own share of k."""
     skip: bool = False
     input_scale: float = Field(default=1.0, gt=0)
     """The weights expect ``x / input_scale``: mean squared length d_in on the training tokens."""
@@ -41,7 +66,25 @@ class TranscoderConfig(Settings):
     def _k_fits(self) -> Self:
         if self.k > self.d_hidden:
             raise ValueError(f"k = {self.k} is more than d_hidden = {self.d_hidden}")
+        if self.prefixes and (self.prefixes[-1] != self.d_hidden or not _ascends(self.prefixes)):
+            raise ValueError(f"prefixes {self.prefixes} do not ascend to d_hidden = {self.d_hidden}")
+        if len(self.prefix_k) != len(self.prefixes) or (self.prefix_k and self.prefix_k[-1] != self.k):
+            raise ValueError(f"prefix_k {self.prefix_k} must give k of every prefix, {self.k} for the last")
+        for group in self.groups:
+            if not 0 < group.k <= group.stop - group.start:
+                raise ValueError(
+                    f"latents {group.start} to {group.stop} would have k = {group.k}: "
+                    "prefix_k must rise at every prefix, by no more than the latents it adds"
+                )
         return self
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The latents that each prefix adds, or all as one group."""
+        if not self.prefixes:
+            return (Group(0, self.d_hidden, self.k),)
+        sizes, ks = (0, *self.prefixes), (0, *self.prefix_k)
+        return tuple(Group(a, b, j - i) for (a, b), (i, j) in zip(pairwise(sizes), pairwise(ks), strict=True))
 
 
 class Output(NamedTuple):
@@ -58,14 +101,15 @@ class Output(NamedTuple):
 
 
 class Transcoder(nn.Module):
-    """TopK transcoder ``y_hat = z W_dec + b_dec [+ x W_skip^T]``, ``z = relu(TopK_k(x W_enc^T + b_enc))``.
+    """Transcoder ``y_hat = z W_dec + b_dec [+ x W_skip^T]``, ``z = encoder(x W_enc^T + b_enc)``.
 
     Weights are in normalised units (see ``TranscoderConfig``); calls take and give raw ones.
-    TopK: arXiv 2406.04093, section 2.3; transcoders: arXiv 2406.11944; skip: arXiv 2501.18823.
+    Transcoders: arXiv 2406.11944; topk: 2406.04093, section 2.3; batchtopk: 2412.06410; jumprelu:
+    2407.14435; nested: 2503.17547; skip: 2501.18823.
     """
 
     def __init__(self, config: TranscoderConfig) -> None:
-        """Allocate zero weights: W_enc [F, d_in], b_enc [F], W_dec [F, d_out], b_dec, [W_skip]."""
+        """Allocate zero weights: W_enc [F, d_in], b_enc [F], W_dec [F, d_out], b_dec, [W_skip, threshold [F]]."""
         super().__init__()
         self.config = config
         for name, shape in _shapes(config).items():
@@ -76,10 +120,70 @@ class Transcoder(nn.Module):
     W_dec: nn.Parameter
     b_dec: nn.Parameter
     W_skip: nn.Parameter
+    threshold: nn.Parameter
 
     def encode_normalised(self, x: Float[Tensor, "tokens d_in"], backend: Backend = "auto") -> SparseLatents:
-        """Latents of normalised inputs."""
-        return kernels.topk_encode(x, self.W_enc, self.b_enc, self.config.k, backend=backend)
+        """Latents of normalised inputs, a token's not depending on the other tokens."""
+        if self.config.encoder in FIXED_K:
+            return kernels.concatenate(self.encode_groups(x, backend))
+        least = self.threshold if self.config.encoder in THRESHOLDED else 0.0
+        return kernels.threshold_encode(x, self.W_enc, self.b_enc, least, backend)
+
+    def encode_groups(self, x: Float[Tensor, "tokens d_in"], backend: Backend = "auto") -> list[SparseLatents]:
+        """Latents of each group, counted from its first; for encoders that choose k of them."""
+        groups = self.config.groups
+        sizes = [group.stop - group.start for group in groups]
+        choose = {
+            "topk": kernels.topk_encode,
+            "groupmax": kernels.groupmax_encode,
+            "batchtopk": kernels.batchtopk_encode,
+        }[self.config.encoder]
+        return [
+            choose(x, W, b, group.k, backend)
+            for group, W, b in zip(groups, self.W_enc.split(sizes), self.b_enc.split(sizes), strict=True)
+        ]
+
+    def part(self, start: int, stop: int) -> "Transcoder":
+        """The groups within latents [start, stop) as a transcoder that shares these weights.
+
+        It has the biases and the skip connection if it begins at 0, else it has zeros there: the
+        parts of a transcoder add up to it.
+
+        Raises:
+            ValueError: ``start`` or ``stop`` is not 0 or a prefix.
+        """
+        config = self.config
+        borders = (0, *(config.prefixes or (config.d_hidden,)))
+        if start not in borders or stop not in borders or start >= stop:
+            raise ValueError(f"latents {start} to {stop}: a transcoder divides only at its prefixes {borders[1:]}")
+        groups = [group for group in config.groups if start <= group.start and group.stop <= stop]
+        ks = np.cumsum([group.k for group in groups]).tolist()
+        part = Transcoder(config.model_copy(update={
+            "d_hidden": stop - start, "k": ks[-1], "skip": config.skip and start == 0,
+            "prefixes": tuple(group.stop - start for group in groups) if config.prefixes else (),
+            "prefix_k": tuple(ks) if config.prefixes else (),
+        }))  # fmt: skip
+        for name, value in part.named_parameters():
+            own = getattr(self, name)
+            if name in PER_LATENT:
+                value.data = own.data[start:stop]
+            elif start == 0:
+                value.data = own.data
+            else:
+                value.data = torch.zeros_like(own.data)
+        return part.requires_grad_(False)
+
+    def truncate(self, m: int) -> "Transcoder":
+        """The valid smaller transcoder made of the first ``m`` latents, ``m`` being one of ``config.prefixes``.
+
+        It holds copies of the weights.
+
+        Raises:
+            ValueError: ``m`` is not a prefix.
+        """
+        small = self.part(0, m)
+        small.load_state_dict({name: value.clone() for name, value in small.state_dict().items()}, assign=True)
+        return small.requires_grad_(False)
 
     def decode_normalised(
         self, latents: SparseLatents, x: Float[Tensor, "tokens d_in"], backend: Backend = "auto"
@@ -168,4 +272,10 @@ def _shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
     }
     if config.skip:
         shapes["W_skip"] = (config.d_out, config.d_in)
+    if config.encoder in THRESHOLDED:
+        shapes["threshold"] = (config.d_hidden,)
     return shapes
+
+
+def _ascends(sizes: tuple[int, ...]) -> bool:
+    return all(a < b for a, b in pairwise((0, *sizes)))

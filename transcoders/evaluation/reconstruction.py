@@ -35,6 +35,8 @@ class Reconstruction(NamedTuple):
     metrics: dict[str, float]
     firings: Int[Tensor, "d_hidden"]
     tokens: int
+    documents: dict[str, Float[Tensor, "documents"]]
+    """Of each document: ``tokens``, ``error`` and ``variation`` (about the mean of all), sums over tokens."""
 
 
 class _Documents:
@@ -59,6 +61,11 @@ class _Documents:
         mean = (weights @ self.y_sum) / tokens[:, None]
         variation = weights @ self.y_square - tokens * mean.square().sum(1)
         return np.asarray((weights @ self.error) / variation)
+
+    def sums(self) -> dict[str, Tensor]:
+        mean = self.y_sum.sum(0) / self.tokens.sum()
+        variation = self.y_square - 2 * self.y_sum @ mean + self.tokens * mean.square().sum()
+        return {"tokens": self.tokens, "error": self.error, "variation": variation}
 
 
 @torch.inference_mode()
@@ -109,7 +116,7 @@ def reconstruction(
     }  # fmt: skip
     if l0:
         metrics |= _latent_metrics(torch.cat(l0), sums["l1"] / tokens, firings / tokens)
-    return Reconstruction(metrics, firings, tokens)
+    return Reconstruction(metrics, firings, tokens, per_document.sums())
 
 
 def _latent_metrics(l0: Tensor, l1: float, frequency: Tensor) -> dict[str, float]:

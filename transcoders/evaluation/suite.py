@@ -31,10 +31,12 @@ class HeldOut(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """All metrics of one candidate, and its reconstruction result (firing counts)."""
+    """All metrics of one candidate, its reconstruction result (firing counts), and what they are sums of."""
 
     metrics: dict[str, float]
     reconstruction: Reconstruction
+    documents: dict[str, torch.Tensor]
+    """Sums over each document's tokens: of the reconstruction, and of the losses with and without it."""
 
 
 def evaluate(
@@ -54,5 +56,9 @@ def evaluate(
             documents=held_out.documents, d_hidden=candidate.d_hidden,
             output_scale=held_out.output_scale, settings=settings,
         )  # fmt: skip
-        result[name] = Evaluation({**found.metrics, **loss_metrics(losses, name, settings)}, found)
+        documents = {
+            **found.documents, "loss_tokens": losses.tokens, "ce_clean": losses.ce_clean,
+            "ce_zero": losses.ce["zero"], "ce_replaced": losses.ce[name],
+        }  # fmt: skip
+        result[name] = Evaluation({**found.metrics, **loss_metrics(losses, name, settings)}, found, documents)
     return result

@@ -24,9 +24,11 @@ from transcoders.kernels.jumprelu import JumpReLU
 from transcoders.kernels.latents import (
     SparseLatents,
     SquaredErrors,
+    between,
     check_decoder,
     check_encoder,
     check_prefixes,
+    concatenate,
 )
 
 Backend = Literal["auto", "reference", "cpu", "triton"]
@@ -43,7 +45,9 @@ __all__ = [
     "SquaredErrors",
     "auxk",
     "batchtopk_encode",
+    "between",
     "bucketed_encode",
+    "concatenate",
     "decode",
     "decode_nested",
     "groupmax_encode",
@@ -213,16 +217,20 @@ def auxk(
     dead_indices: Int[Tensor, "dead"],
     k_aux: int,
     backend: Backend = "auto",
+    variance: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     """How badly the top `k_aux` dead latents reconstruct the residual (1 is no help at all).
 
     The residual `y − ŷ` is a target: no gradient reaches it. The squared error is divided by the
-    residual's variance (arXiv 2406.04093, A.2). Costs are proportional to the number of dead
-    latents. With none the loss is 0. The gradients that W_enc and W_dec receive from it are
-    sparse (dead rows only): autograd adds them to the dense ones of the main loss.
+    residual's variance (arXiv 2406.04093, A.2), or by `variance`, where `residual` is a part of a
+    batch. Costs are proportional to the number of dead latents. With none the loss is 0. The
+    gradients that W_enc and W_dec receive from it are sparse (dead rows only): autograd adds them
+    to the dense ones of the main loss.
     """
     module = _module(backend, x)
-    return auxiliary.auxk(x, residual, W_enc, b_enc, W_dec, dead_indices, k_aux, module.topk_encode, module.decode)
+    return auxiliary.auxk(
+        x, residual, W_enc, b_enc, W_dec, dead_indices, k_aux, module.topk_encode, module.decode, variance
+    )
 
 
 def _module(backend: Backend, tensor: Tensor) -> ModuleType:

@@ -29,6 +29,7 @@ def auxk(
     k_aux: int,
     topk_encode: TopK,
     decode: Decode,
+    variance: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     residual = residual.detach()
     dead = len(dead_indices)
@@ -42,8 +43,14 @@ def auxk(
     else:
         z = _dense_topk(x, encoder, bias, k_aux)
         reconstruction = (z @ decoder.to(z.dtype)).to(residual.dtype)
-    variance = (residual - residual.mean(0)).square().mean()
+    if variance is None:
+        variance = variance_of(residual)
     return (residual - reconstruction).square().mean() / variance
+
+
+def variance_of(residual: Float[Tensor, "tokens d_out"]) -> Float[Tensor, ""]:
+    """Mean square about the mean token, over tokens and dimensions."""
+    return (residual - residual.mean(0)).square().mean()
 
 
 def _dense_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Float[Tensor, "tokens dead"]:

@@ -1,5 +1,7 @@
 """The sparse latents that every kernel produces and consumes, and the checks on kernel arguments."""
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -53,11 +55,27 @@ def from_fixed_k(indices: Int[Tensor, "tokens k"], values: Float[Tensor, "tokens
     return SparseLatents(offsets, indices.reshape(-1), values.reshape(-1), d_hidden)
 
 
+def concatenate(groups: Sequence[SparseLatents]) -> SparseLatents:
+    """Latents of the same tokens side by side: each group's ids follow those of the group before."""
+    if len(groups) == 1:
+        return groups[0]
+    starts = [0, *accumulate(group.d_hidden for group in groups)]
+    rows = torch.cat([group.rows() for group in groups])
+    indices = torch.cat([group.indices + start for group, start in zip(groups, starts[:-1], strict=True)])
+    order = rows.argsort(stable=True)
+    offsets = torch.stack([group.offsets for group in groups]).sum(0)
+    values = torch.cat([group.values for group in groups])
+    return SparseLatents(offsets, indices[order], values[order], starts[-1])
+
+
 def truncate(latents: SparseLatents, prefix: int) -> SparseLatents:
     """Only the entries of latents below `prefix`."""
-    if prefix == latents.d_hidden:
-        return latents
-    kept = latents.indices < prefix
+    return latents if prefix == latents.d_hidden else between(latents, 0, prefix)
+
+
+def between(latents: SparseLatents, start: int, stop: int) -> SparseLatents:
+    """Only the entries of latents [start, stop), under their ids."""
+    kept = (latents.indices >= start) & (latents.indices < stop)
     offsets = pad(kept.cumsum(0), (1, 0))[latents.offsets]
     return SparseLatents(offsets, latents.indices[kept], latents.values[kept], latents.d_hidden)
 

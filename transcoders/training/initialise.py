@@ -1,16 +1,19 @@
 """Where training starts: the units, and weights that leave no latent dead at birth."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from transcoders import kernels
 from transcoders.activations.reader import Batch, LabelledBatch
-from transcoders.dictionary.transcoder import Transcoder
+from transcoders.dictionary.transcoder import FIXED_K, Transcoder
+from transcoders.kernels import SparseLatents
 
 SAMPLE_TOKENS = 32_768
+SMALLEST_SCALE = 1e-3  # of the encoder, should its first directions not help at all
 
 
 class Statistics(NamedTuple):
@@ -42,14 +45,21 @@ def measure(batches: list[LabelledBatch]) -> Statistics:
     return Statistics(x_mean, y_mean, x_scale, y_scale)
 
 
-def initialise_(model: Transcoder, statistics: Statistics, sample: Batch, seed: int) -> None:
+def initialise_(
+    model: Transcoder,
+    statistics: Statistics,
+    sample: Batch,
+    seed: int,
+    decoder: Literal["residual", "random"] = "residual",
+) -> None:
     """Random encoder rows; decoder rows from what the tokens that fire them have in common.
 
     ``b_enc = -W_enc mean(x)``: with an offset, the same few latents would win on every token and
     the rest be dead from the start (arXiv 2605.31518). ``b_dec = mean(y)``. Decoder row i points to
     ``sum_t z_ti (y_t - mean(y))`` over the raw ``sample``, and the encoder's scale is the one with
     the smallest error there: a latent with a random direction does harm at first, is pushed down
-    by every gradient, and dies (docs/recipe.md has the numbers).
+    by every gradient, and dies (docs/recipe.md has the numbers). With ``decoder: random`` its rows
+    stay random. Thresholds, and relu's bias, start where k latents per token are active.
     """
     generator = torch.Generator().manual_seed(seed)
     config = model.config
@@ -57,20 +67,38 @@ def initialise_(model: Transcoder, statistics: Statistics, sample: Batch, seed: 
     y = sample.y.to(model.W_enc) / config.output_scale
     with torch.no_grad():
         encoder = torch.randn(config.d_hidden, config.d_in, generator=generator)
-        decoder = torch.randn(config.d_hidden, config.d_out, generator=generator)
-        model.W_enc.copy_(torch.nn.functional.normalize(encoder))
-        model.W_dec.copy_(torch.nn.functional.normalize(decoder))
+        directions = torch.randn(config.d_hidden, config.d_out, generator=generator)
+        model.W_enc.copy_(normalize(encoder))
+        model.W_dec.copy_(normalize(directions))
         model.b_dec.copy_(statistics.y_mean / statistics.y_scale)
         x_mean = (statistics.x_mean / statistics.x_scale).to(model.W_enc)
         model.b_enc.copy_(-(model.W_enc @ x_mean))
-        latents = model.encode_normalised(x)
+        latents = kernels.concatenate([
+            kernels.topk_encode(x, model.W_enc[g.start : g.stop], model.b_enc[g.start : g.stop], g.k)
+            for g in config.groups
+        ])  # fmt: skip
         centred = y - model.b_dec
-    # The gradient of <z W_dec, y> in W_dec is z^T y: the sparse kernel computes it.
-    (toward,) = torch.autograd.grad((kernels.decode(latents, model.W_dec) * centred).sum(), model.W_dec)
-    with torch.no_grad():
+    if decoder == "residual":
+        rows = model.W_dec.detach().requires_grad_()
+        with torch.enable_grad():  # The gradient of <z W_dec, y> in W_dec is z^T y: the sparse kernel computes it.
+            (toward,) = torch.autograd.grad((kernels.decode(latents, rows) * centred).sum(), rows)
         fired = toward.norm(dim=1) > 0
-        model.W_dec[fired] = torch.nn.functional.normalize(toward[fired])
+        model.W_dec.data[fired] = normalize(toward[fired])
+    with torch.no_grad():
         y_hat = kernels.decode(latents, model.W_dec)
-        scale = (y_hat * centred).sum() / y_hat.square().sum()
+        scale = ((y_hat * centred).sum() / y_hat.square().sum()).clamp(min=SMALLEST_SCALE)
         model.W_enc.mul_(scale)
         model.b_enc.mul_(scale)
+        if config.encoder not in FIXED_K:
+            _set_thresholds(model, latents._replace(values=latents.values * scale))
+
+
+def _set_thresholds(model: Transcoder, latents: SparseLatents) -> None:
+    """Let k latents per token be active on average: the k-th largest is a value between the k largest."""
+    for group in model.config.groups:
+        own = kernels.between(latents, group.start, group.stop)
+        least = own.values.view(own.tokens, group.k).amin(1).median()
+        if model.config.encoder == "relu":
+            model.b_enc[group.start : group.stop] -= least
+        else:
+            model.threshold[group.start : group.stop] = least

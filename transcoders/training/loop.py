@@ -1,41 +1,36 @@
 """Training one transcoder: read a batch, take a step, now and then look at held-out tokens."""
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from transcoders import kernels
 from transcoders.activations.reader import Batch, ShuffledReader
+from transcoders.devices import is_out_of_memory, matmul_precision
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.errors import UserError
 from transcoders.kernels import SparseLatents
+from transcoders.kernels.auxiliary import variance_of
 from transcoders.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from transcoders.training.optimiser import Adam
+from transcoders.training.initialise import Statistics, initialise_
+from transcoders.training.objective import Objective
+from transcoders.training.optimiser import Adam, Projection
 from transcoders.training.schedule import learning_rate
-from transcoders.training.settings import TrainSettings
+from transcoders.training.settings import TrainSettings, VariantSettings
+from transcoders.training.stages import Stage, plan
 
 log = logging.getLogger(__name__)
 HISTORY = (
-    "step", "tokens", "epoch", "loss", "nmse", "aux_loss", "l0", "l1", "dead_fraction",
+    "step", "tokens", "epoch", "stage", "latents", "loss", "nmse", "aux_loss", "l0", "l1", "dead_fraction",
     "learning_rate", "gradient_norm", "validation_nmse",
 )  # fmt: skip
 SUMMED = ("loss", "nmse", "aux_loss", "l0", "l1", "gradient_norm")
-
-
-class Losses(NamedTuple):
-    """One step's losses (normalised units) and the latents that made them."""
-
-    total: Float[Tensor, ""]
-    nmse: Float[Tensor, ""]
-    aux: Float[Tensor, ""]
-    l1: Float[Tensor, ""]
-    latents: SparseLatents
+SMALLEST_MICRO_BATCH = 16
 
 
 class Result(NamedTuple):
@@ -46,79 +41,91 @@ class Result(NamedTuple):
     best_weights: dict[str, Tensor]
     best_step: int
     best_nmse: float
+    seconds: float
+    """Of training, interruptions not counted."""
+    seconds_waited: float
+    """Of these, for data."""
 
 
-def compute_losses(
-    model: Transcoder,
-    x: Float[Tensor, "tokens d_in"],
-    y: Float[Tensor, "tokens d_out"],
-    dead: Tensor,
-    settings: TrainSettings,
-) -> Losses:
-    """Losses of normalised ``x`` and ``y``: ``nmse + lambda L1 + aux_coefficient AuxK``.
+class Start(NamedTuple):
+    """What latents are initialised from: statistics of the activations and a raw sample of them."""
 
-    nmse is the mean squared error per dimension where mean ||y||^2 = d_out.
-    """
-    latents = model.encode_normalised(x, settings.backend)
-    target = y - model.b_dec - (x @ model.W_skip.T if model.config.skip else 0.0)
-    errors, residual = kernels.squared_errors(latents, model.W_dec, target, backend=settings.backend)
-    nmse = errors.mean()
-    l1 = latents.values.sum() / len(x)
-    total = nmse
-    if settings.lambda_sparsity:
-        total = total + settings.lambda_sparsity * l1
-    aux = nmse.new_zeros(())
-    if settings.aux_coefficient and len(dead):
-        aux = kernels.auxk(
-            x, residual, model.W_enc, model.b_enc, model.W_dec, dead,
-            min(model.config.d_out // 2, len(dead)), settings.backend,
-        )  # fmt: skip
-        total = total + settings.aux_coefficient * aux
-    return Losses(total, nmse.detach(), aux.detach(), l1.detach(), latents)
+    statistics: Statistics
+    sample: Batch
+    seed: int
+
+
+class _Gradients(NamedTuple):
+    """What a batch's backward passes leave beside the gradients."""
+
+    loss: Tensor
+    nmse: Tensor
+    aux: Tensor
+    l1: Tensor
+    latents: list[SparseLatents]
+    base_l0: Tensor
 
 
 class Trainer:
-    """The state of one run, its steps and its checkpoints."""
+    """The state of one run, its steps and its checkpoints.
+
+    A run is a list of stages (one, unless it is progressive). A stage trains ``part``, which shares
+    the weights of ``model``, on what ``base``, the frozen earlier latents, leave of y.
+    """
 
     def __init__(
-        self, model: Transcoder, reader: ShuffledReader, settings: TrainSettings,
-        validation: list[Batch], checkpoint: Path,
+        self, model: Transcoder, reader: ShuffledReader, settings: TrainSettings, variant: VariantSettings,
+        start: Start, validation: list[Batch], checkpoint: Path,
     ) -> None:  # fmt: skip
-        self.model, self.reader, self.settings = model, reader, settings
-        self.validation, self._path = validation, checkpoint
+        self.model, self.reader, self.settings, self.variant = model, reader, settings, variant
+        self.start, self.validation, self._path = start, validation, checkpoint
         if not reader.batches_per_epoch:
             raise UserError(
                 f"train.batch_size: {settings.batch_size} is more than the {reader.tokens} tokens "
                 "of the training documents; lower it or raise collect.tokens"
             )
         self.steps = settings.epochs * reader.batches_per_epoch
-        self.optimiser = Adam(model)
+        try:
+            self.stages = plan(model.config, variant, self.steps)
+        except ValueError as error:
+            raise UserError(f"train.epochs: {error}; raise it, or collect.tokens, or lower train.batch_size") from None
         device = model.W_enc.device
         self.step = 0
         self.since_fired = torch.zeros(model.config.d_hidden, dtype=torch.long, device=device)
         self.sums = torch.zeros(len(SUMMED), dtype=torch.float64, device=device)
         self.history: list[dict[str, Any]] = []
-        self.best = Result(self.history, {}, 0, float("inf"))
+        self.best_weights: dict[str, Tensor] = {}
+        self.best_step, self.best_nmse = 0, float("inf")
+        self.seconds = self.seconds_waited = 0.0
+        self.micro_batch_size = min(settings.micro_batch_size or settings.batch_size, settings.batch_size)
+        self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and model.W_enc.is_cuda)
+        self._enter(self.stages[0])
 
     def run(self, on_history: Callable[[list[dict[str, Any]]], None]) -> Result:
         """Train to the end, continuing from the checkpoint if there is one that fits.
 
         ``on_history`` is called with the whole history whenever it grew by a validation.
         """
-        self._resume()
-        settings, per_epoch = self.settings, self.reader.batches_per_epoch
+        if not self._resume():
+            self._initialise()
+        began, before = time.perf_counter(), self.seconds
+        waited, waited_before = self.reader.seconds_waited, self.seconds_waited
+        settings = self.settings
         bar = tqdm(
             desc="train", total=self.steps * settings.batch_size, unit="tok", unit_scale=True,
             initial=self.step * settings.batch_size,
         )  # fmt: skip
         with bar:
             for batch in self.reader.batches(self.step) if self.step < self.steps else ():
+                self._next_stage()
                 rate = self._step(batch)
                 self.step += 1
+                self.seconds = before + time.perf_counter() - began
+                self.seconds_waited = waited_before + self.reader.seconds_waited - waited
                 last = self.step == self.steps
-                validate = self.step % settings.validate_every == 0 or last
+                validate = self.step % settings.validate_every == 0 or self.step == self.stage.last_step
                 if self.step % settings.log_every == 0 or validate:
-                    row = self._log(rate, (self.step - 1) // per_epoch)
+                    row = self._log(rate)
                     bar.set_postfix(loss=f"{row['loss']:.4f}", dead=f"{row['dead_fraction']:.1%}")
                 if validate:
                     self._validate()
@@ -129,39 +136,140 @@ class Trainer:
                 if last:
                     break
         self._path.unlink(missing_ok=True)
-        return self.best._replace(history=self.history)
+        return Result(
+            self.history, self.best_weights, self.best_step, self.best_nmse, self.seconds, self.seconds_waited
+        )  # fmt: skip
+
+    def _next_stage(self) -> None:
+        for stage in self.stages[1:]:
+            if stage.first_step == self.step:
+                log.info("stage %d of %d: latents %d to %d", stage.number, len(self.stages), stage.new, stage.stop)
+                self._enter(stage)
+                self._initialise()
+
+    def _enter(self, stage: Stage) -> None:
+        """Make the parts of the model that the stage works on."""
+        self.stage = stage
+        first = stage.new if stage.frozen else 0
+        self.base = self.model.part(0, first) if first else None
+        self.part = self.model.part(first, stage.stop)
+        fixed = {"threshold"} if self.variant.encoder == "batchtopk" else set()
+        fixed |= {"b_dec"} if stage.frozen else set()
+        for name, parameter in self.part.named_parameters():
+            parameter.requires_grad_(name not in fixed)
+        self.objective = Objective(self.part, self.settings, self.variant)
+        self.optimiser = Adam(self.part, slow_rows=stage.new - first, slow_rate=self.variant.previous_lr_scale)
+        self.projection = None
+        if self.variant.orthogonality == "projection" and self.base is not None:
+            self.projection = Projection(self.part, self.base, self.variant.orthogonality_neighbours)
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Start the stage's new latents; a joint finish has none."""
+        stage, (statistics, sample, seed) = self.stage, self.start
+        if stage.number > 1 and not stage.new:
+            return
+        if stage.new:
+            earlier = self.model.truncate(stage.new)
+            sample = Batch(
+                sample.x, sample.y - torch.cat([earlier(x.to(earlier.W_enc)).cpu() for x in sample.x.split(8192)])
+            )
+            statistics = statistics._replace(y_mean=torch.zeros_like(statistics.y_mean))
+        new = self.model.part(stage.new, stage.stop)
+        initialise_(new, statistics, sample, seed + 1000 * (stage.number - 1), decoder=self.variant.new_latents)
 
     def _step(self, batch: Batch) -> float:
-        model, settings = self.model, self.settings
-        rate = learning_rate(self.step, self.steps, settings.learning_rate, settings.warmup, settings.decay)
-        x, y = batch.x / model.config.input_scale, batch.y / model.config.output_scale
-        dead = (self.since_fired > settings.dead_after_tokens).nonzero().flatten()
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self._bf16):
-            losses = compute_losses(model, x, y, dead, settings)
-        model.zero_grad()
-        losses.total.backward()
-        norm = self.optimiser.step_(self.step + 1, rate, settings.gradient_clip)
+        settings, stage = self.settings, self.stage
+        local = self.step - stage.first_step
+        rate = learning_rate(local, stage.steps, settings.learning_rate, settings.warmup, settings.decay)
+        x, y = batch.x / self.model.config.input_scale, batch.y / self.model.config.output_scale
+        dead = (self.since_fired[self._trained] > settings.dead_after_tokens).nonzero().flatten()
+        with matmul_precision(x.device, bf16=self.bf16):
+            found = self._backward_that_fits(x, y, dead)
+        norm = self.optimiser.step_(local + 1, rate, settings.gradient_clip)
         with torch.no_grad():
-            model.b_enc[dead] += settings.dead_boost
-        self._count(losses, norm, len(x))
+            if self.projection is not None:
+                self.projection.apply_(local)
+            if self.variant.encoder == "jumprelu":
+                self.part.threshold.clamp_(min=0)
+            self.part.b_enc[dead] += settings.dead_boost
+        self._count(found, norm, len(x))
         return rate
 
     @property
-    def _bf16(self) -> bool:
-        if self.settings.precision == "auto":
-            return self.model.W_enc.is_cuda
-        return self.settings.precision == "bf16"
+    def _trained(self) -> slice:
+        return slice(self.stage.new if self.stage.frozen else 0, self.stage.stop)
+
+    def _backward_that_fits(self, x: Tensor, y: Tensor, dead: Tensor) -> _Gradients:
+        """Gradients of a batch, in micro-batches that are halved until memory suffices."""
+        while True:
+            self.part.zero_grad()
+            try:
+                return self._backward(x, y, dead)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.micro_batch_size < 2 * SMALLEST_MICRO_BATCH:
+                    raise UserError(
+                        f"train.d_hidden: out of memory even with {self.micro_batch_size} tokens at a time; "
+                        "lower train.d_hidden, or take a larger device"
+                    ) from None
+            self.micro_batch_size //= 2
+            log.warning("out of memory: %d tokens at a time from here on, same result", self.micro_batch_size)
+
+    def _backward(self, x: Tensor, y: Tensor, dead: Tensor) -> _Gradients:
+        objective, settings, tokens = self.objective, self.settings, len(x)
+        xs, ys = x.split(self.micro_batch_size), list(y.split(self.micro_batch_size))
+        base_l0 = x.new_zeros(())
+        if self.base is not None:
+            with torch.no_grad():
+                for i, part in enumerate(xs):
+                    latents = self.base.encode_normalised(part, settings.backend)
+                    ys[i] = ys[i] - self.base.decode_normalised(latents, part, settings.backend)
+                    base_l0 += (latents.values > 0).sum() / tokens
+        bound = objective.batch_bound(list(xs))
+        sums = [x.new_zeros(()) for _ in range(4)]
+        residuals, latents_of = [], []
+        for x_part, y_part in zip(xs, ys, strict=True):
+            share = len(x_part) / tokens
+            losses = objective.losses(x_part, y_part, bound, self._generator(0))
+            (share * losses.total).backward()
+            for i, value in enumerate((losses.total.detach(), losses.nmse, losses.l1)):
+                sums[i] += share * value
+            residuals.append(losses.residual)
+            latents_of.append(losses.latents._replace(values=losses.latents.values.detach()))
+        loss, nmse, l1, aux = sums
+        if settings.aux_coefficient and len(dead):
+            variance = variance_of(torch.cat(residuals))
+            for x_part, residual in zip(xs, residuals, strict=True):
+                value = objective.aux(x_part, residual, dead, variance) * (len(x_part) / tokens)
+                (settings.aux_coefficient * value).backward()
+                aux += value.detach()
+            loss = loss + settings.aux_coefficient * aux
+        penalty = objective.orthogonality(self._generator(1), None if self.base is None else self.base.W_dec)
+        if penalty is not None:
+            penalty.backward()
+            loss = loss + penalty.detach()
+        return _Gradients(loss, nmse, aux, l1, latents_of, base_l0)
+
+    def _generator(self, purpose: int) -> torch.Generator:
+        """For this step's random choices: the same after a resume, and for every micro-batch."""
+        return torch.Generator().manual_seed((self.start.seed * 1_000_003 + self.step) * 2 + purpose)
 
     @torch.no_grad()
-    def _count(self, losses: Losses, norm: Tensor, tokens: int) -> None:
-        fired = losses.latents.values > 0
+    def _count(self, found: _Gradients, norm: Tensor, tokens: int) -> None:
         self.since_fired += tokens
-        self.since_fired[losses.latents.indices[fired].long()] = 0
-        l0 = fired.sum() / tokens
-        values = [losses.total.detach(), losses.nmse, losses.aux, l0, losses.l1, norm]
+        own = self.since_fired[self._trained]
+        l0 = found.loss.new_zeros(())
+        for latents in found.latents:
+            fired = latents.values > 0
+            own[latents.indices[fired].long()] = 0
+            l0 += fired.sum() / tokens
+        self.objective.after_step(found.latents, l0)
+        values = [found.loss, found.nmse, found.aux, l0 + found.base_l0, found.l1, norm]
         self.sums += torch.stack([value.double() for value in values])
 
-    def _log(self, rate: float, epoch: int) -> dict[str, Any]:
+    def _log(self, rate: float) -> dict[str, Any]:
         settings = self.settings
         since = self.history[-1]["step"] if self.history else 0
         means = (self.sums / (self.step - since)).tolist()
@@ -172,9 +280,11 @@ class Trainer:
                 f"train.learning_rate: the loss is {row['loss']} at step {self.step}; lower the "
                 f"learning rate (now {settings.learning_rate:g}), or check metrics/collect.json"
             )
-        dead = (self.since_fired > settings.dead_after_tokens).float().mean()
+        dead = (self.since_fired[: self.stage.stop] > settings.dead_after_tokens).float().mean()
         row |= {
-            "step": self.step, "tokens": self.step * settings.batch_size, "epoch": epoch,
+            "step": self.step, "tokens": self.step * settings.batch_size,
+            "epoch": (self.step - 1) // self.reader.batches_per_epoch,
+            "stage": self.stage.number, "latents": self.stage.stop,
             "dead_fraction": float(dead), "learning_rate": rate, "validation_nmse": None,
         }  # fmt: skip
         self.history.append({key: row[key] for key in HISTORY})
@@ -182,40 +292,49 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self) -> None:
-        config = self.model.config
+        """Validation error of the latents so far; the best weights are sought in the last stage."""
+        config, model = self.model.config, self.model.part(0, self.stage.stop)
         total, tokens = 0.0, 0
         for x, y in self.validation:
-            total += float((self.model(x) - y).double().square().sum())
+            total += float((model(x) - y).double().square().sum())
             tokens += len(x)
         nmse = total / tokens / config.d_out / config.output_scale**2
         self.history[-1]["validation_nmse"] = nmse
-        if nmse < self.best.best_nmse:
-            weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-            self.best = Result(self.history, weights, self.step, nmse)
+        if self.stage.number == len(self.stages) and nmse < self.best_nmse:
+            self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+            self.best_step, self.best_nmse = self.step, nmse
 
     def _save(self) -> None:
-        tensors = {"since_fired": self.since_fired, "sums": self.sums}
+        tensors = {"since_fired": self.since_fired, "sums": self.sums, "pressure": self.objective.pressure}
         tensors |= {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= self.optimiser.state()
-        tensors |= {f"best.{name}": value for name, value in self.best.best_weights.items()}
+        if self.projection is not None:
+            tensors["neighbours"] = self.projection.neighbours
+        tensors |= {f"best.{name}": value for name, value in self.best_weights.items()}
         values = {
-            "step": self.step, "history": self.history,
-            "best_step": self.best.best_step, "best_nmse": self.best.best_nmse,
+            "step": self.step, "history": self.history, "stage": self.stage.number,
+            "best_step": self.best_step, "best_nmse": self.best_nmse, "micro_batch_size": self.micro_batch_size,
+            "seconds": self.seconds, "seconds_waited": self.seconds_waited,
         }  # fmt: skip
         save_checkpoint(self._path, Checkpoint(tensors, values))
 
     @torch.no_grad()
-    def _resume(self) -> None:
+    def _resume(self) -> bool:
         found = load_checkpoint(self._path)
         if found is None:
-            return
+            return False
         device = self.model.W_enc.device
         tensors = {name: value.to(device) for name, value in found.tensors.items()}
         for name, parameter in self.model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
+        self._enter(self.stages[found.values["stage"] - 1])
         self.optimiser.load_(tensors)
+        self.objective.pressure = tensors["pressure"]
+        if self.projection is not None:
+            self.projection.neighbours = tensors["neighbours"]
         self.since_fired, self.sums = tensors["since_fired"], tensors["sums"]
-        self.step, self.history = found.values["step"], found.values["history"]
-        weights = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
-        self.best = Result(self.history, weights, found.values["best_step"], found.values["best_nmse"])
+        for name in ("step", "history", "best_step", "best_nmse", "micro_batch_size", "seconds", "seconds_waited"):
+            setattr(self, name, found.values[name])
+        self.best_weights = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
         log.info("continuing at step %d of %d", self.step, self.steps)
+        return True

@@ -1,22 +1,28 @@
 """Adam over a transcoder's parameters, with the decoder kept at unit rows in the same pass."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from transcoders.dictionary.transcoder import Transcoder
+from transcoders.dictionary.transcoder import PER_LATENT, Transcoder
 from transcoders.kernels.adam import adam_step_, projected_square_norm
 
 EPS = 1e-13  # losses are means over dims: gradients of rare latents are near the usual 1e-8
 MOMENTS = ("exp_avg", "exp_avg_sq")
+NEIGHBOURS_EVERY = 50
 
 
 class Adam:
     """Adam (arXiv 1412.6980) with clipping; decoder rows move on the unit sphere."""
 
-    def __init__(self, model: Transcoder) -> None:
-        """Start with zero moments."""
-        self._parameters = dict(model.named_parameters())
+    def __init__(self, model: Transcoder, slow_rows: int = 0, slow_rate: float = 1.0) -> None:
+        """Start with zero moments; what requires no gradient stays as it is.
+
+        The first ``slow_rows`` latents, biases and skip connection learn at ``slow_rate`` times the rate.
+        """
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._slow_rows, self._slow_rate = slow_rows, slow_rate
         self.moments: dict[str, dict[str, Tensor]] = {
             name: {key: torch.zeros_like(value) for key in MOMENTS} for name, value in self._parameters.items()
         }
@@ -35,11 +41,20 @@ class Adam:
         norm = torch.stack(squares).sum().sqrt()
         scale = min(1.0, clip / max(float(norm), 1e-30))
         for name, gradient in gradients.items():
-            adam_step_(
-                self._parameters[name], gradient, self.moments[name]["exp_avg"], self.moments[name]["exp_avg_sq"],
-                step=step, lr=rate, eps=EPS, grad_scale=scale, unit_rows=name == "W_dec",
-            )  # fmt: skip
+            for rows, factor in self._rates(name):
+                first, second = (self.moments[name][key][rows] for key in MOMENTS)
+                adam_step_(
+                    self._parameters[name][rows], gradient[rows], first, second,
+                    step=step, lr=rate * factor, eps=EPS, grad_scale=scale, unit_rows=name == "W_dec",
+                )  # fmt: skip
         return norm
+
+    def _rates(self, name: str) -> list[tuple[slice, float]]:
+        if not self._slow_rows:
+            return [(slice(None), 1.0)]
+        if name not in PER_LATENT:
+            return [(slice(None), self._slow_rate)]
+        return [(slice(self._slow_rows), self._slow_rate), (slice(self._slow_rows, None), 1.0)]
 
     def state(self) -> dict[str, Tensor]:
         """The moments by ``<moment>.<parameter>``."""
@@ -51,3 +66,25 @@ class Adam:
         for name, values in self.moments.items():
             for key in MOMENTS:
                 values[key].copy_(state[f"{key}.{name}"])
+
+
+class Projection:
+    """Keeps decoder rows orthogonal to the span of the earlier rows that are most similar to each."""
+
+    def __init__(self, model: Transcoder, earlier: Transcoder, count: int) -> None:
+        """Hold the rows of ``model`` off the ``count`` nearest rows of ``earlier``, which is frozen."""
+        self._rows, self._earlier = model.W_dec, earlier.W_dec
+        self._count = min(count, len(earlier.W_dec), model.config.d_out - 1)
+        self.neighbours: Int[Tensor, "rows count"] = self._rows.new_zeros((0, self._count), dtype=torch.long)
+        self._basis: Float[Tensor, "rows d_out count"] | None = None
+
+    @torch.no_grad()
+    def apply_(self, step: int) -> None:
+        """Project the rows and bring them back to norm 1; every ``NEIGHBOURS_EVERY`` steps look who is near."""
+        if step % NEIGHBOURS_EVERY == 0 or not len(self.neighbours):
+            nearest = [(part @ self._earlier.T).abs().topk(self._count).indices for part in self._rows.split(1024)]
+            self.neighbours, self._basis = torch.cat(nearest), None
+        if self._basis is None:
+            self._basis = torch.linalg.qr(self._earlier[self.neighbours].transpose(1, 2)).Q
+        inside = torch.einsum("ndc,nd->nc", self._basis, self._rows)
+        self._rows.copy_(normalize(self._rows - torch.einsum("ndc,nc->nd", self._basis, inside)))

@@ -1,20 +1,98 @@
 """How a transcoder is trained."""
 
-from typing import Annotated, Literal
+from itertools import pairwise
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from transcoders.settings import Settings
 
 Multiple = Annotated[str, Field(pattern=r"^[1-9][0-9]*x$")]
+Share = Annotated[float, Field(gt=0, le=1)]
+Shares = Annotated[tuple[Share, ...], Field(strict=False)]
+Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False)]
+DEFAULT_K_SHARES = (0.5, 0.6875, 0.8125, 0.90625, 1.0)
+"""Of k, for five prefixes that double: half of it in the first, then ever fewer (docs/recipe.md)."""
 
 
 class VariantSettings(Settings):
-    """What kind of transcoder a run trains."""
+    """What kind of transcoder a run trains, and how it differs from ``train``."""
 
-    encoder: Literal["topk"] = "topk"
+    encoder: Literal["topk", "groupmax", "batchtopk", "jumprelu", "relu"] = "topk"
     skip: bool = False
     """Add ``x W_skip^T`` to the reconstruction (arXiv 2501.18823)."""
+    d_hidden_share: Share = 1.0
+    """Train only this share of train.d_hidden, to compare with a prefix of that size."""
+    k_share: Share = 1.0
+    """The same for train.k."""
+
+    prefixes: Shares = ()
+    """Nested: shares of d_hidden that are valid smaller transcoders, ascending, 1 last; none is plain."""
+    prefix_k: Shares = ()
+    """Shares of k active within each prefix."""
+    prefix_weights: Weights = ()
+    """Of each prefix's error in the loss; equal if not given."""
+    sampled_prefixes: int = Field(default=0, ge=0)
+    """Draw so many prefixes anew at every step (and take the whole), instead of ``prefixes``."""
+    stop_gradient: bool = False
+    """Each group fits what the groups before it leave, without moving them."""
+
+    training: Literal["joint", "progressive"] = "joint"
+    """All latents at once, or one group after another (progressive latent training)."""
+    stage_fractions: Shares = ()
+    """Share of the tokens for each stage of progressive training; equal if not given."""
+    previous_lr_scale: float = Field(default=0.0, ge=0, le=1)
+    """Learning rate of earlier stages' latents, relative; 0 freezes them."""
+    joint_finish: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the tokens, at the end, for which progressive training trains all latents jointly."""
+    new_latents: Literal["residual", "random"] = "residual"
+    """Decoder rows that a stage starts from: directions of what is missing so far, or random ones."""
+
+    orthogonality: Literal["none", "penalty", "projection"] = "none"
+    """Keeps a stage's decoder rows apart from earlier ones; without stages: all rows (OrtSAE, 2509.22033)."""
+    orthogonality_coefficient: float = Field(default=0.01, ge=0)
+    """Weight of the penalty."""
+    orthogonality_neighbours: int = Field(default=4, gt=0)
+    """Projection: out of the span of so many most similar earlier rows."""
+
+    bandwidth: float = Field(default=0.1, gt=0)
+    """jumprelu: width of the rectangle in which a pre-activation moves its threshold."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        nested = len(self.prefixes)
+        if nested and (self.prefixes[-1] != 1 or not all(a < b for a, b in pairwise(self.prefixes))):
+            raise ValueError(f"prefixes {self.prefixes} must ascend and end with 1")
+        if nested and not self.prefix_k and nested != len(DEFAULT_K_SHARES):
+            raise ValueError(f"prefix_k: give a share of k for each of the {nested} prefixes")
+        for name in ("prefix_k", "prefix_weights", "stage_fractions"):
+            given: tuple[float, ...] = getattr(self, name)
+            if given and len(given) != nested:
+                raise ValueError(f"{name}: {given} has {len(given)} numbers for {nested} prefixes")
+        if self.stage_fractions and abs(sum(self.stage_fractions) - 1) > 1e-6:
+            raise ValueError(f"stage_fractions: {self.stage_fractions} add up to {sum(self.stage_fractions):g}, not 1")
+        if not nested and (self.training == "progressive" or self.stop_gradient or self.sampled_prefixes):
+            raise ValueError(
+                "progressive training, stop_gradient and sampled_prefixes need prefixes, such as [0.25, 1]"
+            )
+        if self.stop_gradient and (self.training == "progressive" or self.sampled_prefixes):
+            raise ValueError("stop_gradient goes with fixed prefixes and joint training")
+        if self.orthogonality == "projection" and (self.training != "progressive" or self.previous_lr_scale):
+            raise ValueError("orthogonality: projection needs progressive training with previous_lr_scale: 0")
+        return self
+
+    def sizes(self, d_hidden: int) -> tuple[int, ...]:
+        """Prefix sizes of ``d_hidden`` latents."""
+        return tuple(max(1, round(share * d_hidden)) for share in self.prefixes)
+
+    def ks(self, k: int) -> tuple[int, ...]:
+        """Active latents within each prefix: at least one more in each."""
+        shares = self.prefix_k or (DEFAULT_K_SHARES if self.prefixes else ())
+        result: list[int] = []
+        for left, share in zip(range(len(shares) - 1, -1, -1), shares, strict=True):
+            least = result[-1] + 1 if result else 1
+            result.append(max(least, min(round(share * k), k - left)))
+        return tuple(result)
 
 
 class TrainSettings(Settings):
@@ -27,21 +105,31 @@ class TrainSettings(Settings):
     epochs: int = Field(default=3, gt=0)
     batch_size: int = Field(default=512, gt=0)
     """Tokens per step."""
+    micro_batch_size: int | None = Field(default=None, gt=0)
+    """Tokens per forward pass, gradients being accumulated to a step; null is the whole batch.
+
+    When memory runs out it is halved, with the same result.
+    """
     learning_rate: float = Field(default=7e-4, gt=0)
     warmup: float = Field(default=0.05, ge=0, le=1)
-    """Share of the steps over which the learning rate rises linearly."""
+    """Share of the steps (of each stage) over which the learning rate rises linearly."""
     decay: float = Field(default=0.2, ge=0, le=1)
-    """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
+    """Share of the steps (of each stage), at the end, over which the rate falls linearly to zero."""
     gradient_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
     lambda_sparsity: float = Field(default=0.0, ge=0)
-    """Weight of an L1 penalty on the latents (sum over latents, mean over tokens)."""
+    """Weight of an L1 penalty on the latents (sum over latents, mean over tokens).
+
+    With the relu encoder 0 means: whatever weight brings L0 to k.
+    """
     aux_coefficient: float = Field(default=0.03125, ge=0)
     """Weight of AuxK, which revives dead latents (arXiv 2406.04093, A.2); 0 turns it off."""
     dead_after_tokens: int = Field(default=50_000, gt=0)
     """A latent that has not fired for this many training tokens counts as dead."""
     dead_boost: float = Field(default=0.01, ge=0)
     """Added to a dead latent's encoder bias every step, until it fires."""
+    selection: Literal["exact", "bucketed"] = "exact"
+    """How training finds the top k: ``bucketed`` is faster on GPUs and misses some (docs/benchmarks.md)."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Of the matrix products; auto takes float32 on CPU and bf16 on CUDA. Weights are float32."""
     backend: Literal["auto", "reference", "cpu", "triton"] = "auto"
