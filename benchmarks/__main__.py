@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import step
+from benchmarks import collect, hierarchy, quality, shuffle, step
 from benchmarks.contenders import Size
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -23,8 +23,13 @@ HEADERS = {
         " | batchtopk | bucketed | groupmax"
     ),
     "memory": "d, F, k, B | gradients | one [B, F] | ours | sparsify | dense autograd",
-    "recall": "d, F, k, B | bucketed, 8k buckets | groupmax",
+    "recall": "weights; d, F, k | bucketed, 8k buckets | groupmax",
+    "quality": "way | FVU, seed 0 | seed 1 | seed 2 | mean | dead",
+    "shuffle": "tokens in the buffer | same-document pairs in a batch, ideal shuffle = 1 | tokens/s",
+    "collect": "contexts, length | ours (tokens/s) | plain modules (tokens/s) | ours / plain",
+    "hierarchy": "training | parents found | children found | parents in the first prefix | absorbed",
 }
+STEP_TABLES = ("peers", "options", "memory")
 
 
 def main() -> None:
@@ -32,21 +37,38 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=15, help="of interleaved steps (default 15)")
     parser.add_argument("--sizes", type=int, nargs="*", help="which sizes, by number from 0")
+    parser.add_argument("--tables", nargs="*", choices=HEADERS, help="which tables; the others stay as they are")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="what the pipeline collected")
+    parser.add_argument("--tokens", type=int, default=200_000, help="of it, for quality and shuffle")
+    parser.add_argument("--epochs", type=int, default=1, help="for quality")
     parser.add_argument("--page", type=Path, default=PAGE, help="the file whose tables to replace")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    write(run(torch.device(args.device), args.rounds, args.sizes), args.page)
+    write(run(torch.device(args.device), args), args.page)
 
 
-def run(device: torch.device, rounds: int, chosen: list[int] | None) -> dict[str, list[str]]:
-    sizes = step.SIZES + (step.CUDA_SIZES if device.type == "cuda" else [])
-    rows: dict[str, list[str]] = {table: [] for table in HEADERS}
-    for number, size in enumerate(sizes):
-        if chosen is None or number in chosen:
-            for table, more in step.run(size, _rounds(size, rounds), device).items():
-                rows[table] += more
-    rows["recall"] = [step.recall(sizes[0], device)]
-    rows["machine"] = [_machine(device)]
+def run(device: torch.device, args: argparse.Namespace) -> dict[str, list[str]]:
+    """The rows of every table that was asked for and could be measured."""
+    wanted = args.tables or list(HEADERS)
+    rows: dict[str, list[str]] = {}
+    if set(wanted) & set(STEP_TABLES):
+        sizes = step.SIZES + (step.CUDA_SIZES if device.type == "cuda" else [])
+        chosen = [size for i, size in enumerate(sizes) if args.sizes is None or i in args.sizes]
+        found = [step.run(size, _rounds(size, args.rounds), device) for size in chosen]
+        rows |= {table: [row for tables in found for row in tables[table]] for table in STEP_TABLES}
+        rows["machine"] = [_machine(device)]
+    if "recall" in wanted:
+        rows["recall"] = [step.recall(step.SIZES[0], device)]
+    if {"quality", "shuffle"} & set(wanted) and (task := quality.open_task(args.data, args.tokens, device)):
+        if "shuffle" in wanted:
+            rows["shuffle"] = shuffle.run(task)
+        if "quality" in wanted:
+            rows["quality"], trained = quality.run(task, args.epochs)
+            rows["recall"] = [step.recall(step.SIZES[0], device), trained]
+    if "collect" in wanted and (args.data / "model").is_dir():
+        rows["collect"] = collect.run(args.data / "model", min(args.rounds, 5), device)
+    if "hierarchy" in wanted:
+        rows["hierarchy"] = hierarchy.run()
     return rows
 
 

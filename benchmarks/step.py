@@ -49,7 +49,7 @@ def recall(size: Size, device: torch.device) -> str:
             _overlap(exact.indices, encode(p.x, p).indices, exact.rows(), size)
             for encode in (contenders.bucketed, contenders.groupmax)
         ]
-    return _row(size, *(f"{share:.3f}" for share in shares))
+    return f"| random; {size.d}, {size.d_hidden}, {size.k} | " + " | ".join(f"{share:.3f}" for share in shares) + " |"
 
 
 def _overlap(exact: Tensor, found: Tensor, rows: Tensor, size: Size) -> float:

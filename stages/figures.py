@@ -75,8 +75,17 @@ PANELS = (
 
 
 def colours_of(run_names: Iterable[str]) -> dict[str, str]:
-    """Each run's colour, by its place among the runs."""
-    return {name: PALETTE[place % len(PALETTE)] for place, name in enumerate(run_names)}
+    """Each run's colour, by its place among the runs; the seeds of a variant and layer share one."""
+    kinds = {name: name.rsplit("-", 1)[0] for name in run_names}
+    places = {kind: place for place, kind in enumerate(dict.fromkeys(kinds.values()))}
+    return {name: PALETTE[places[kind] % len(PALETTE)] for name, kind in kinds.items()}
+
+
+def legend_names(colours: Colours) -> dict[str, str]:
+    """Each legend entry's colour: runs, or variant and layer where there are several seeds."""
+    kinds = {name: name.rsplit("-", 1)[0] for name in colours}
+    several = len(set(kinds.values())) < len(kinds)
+    return {kinds[name] if several else name: colour for name, colour in colours.items()}
 
 
 def training_curves(curves: pd.DataFrame, colours: Colours) -> Figure:
@@ -279,7 +288,7 @@ def readable_log(axes: Axes, which: str) -> None:
 
 def legend_of_runs(figure: Figure, colours: Colours) -> None:
     """Every run's line."""
-    handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    handles = [Line2D([], [], color=colour, label=name) for name, colour in legend_names(colours).items()]
     legend_below(figure, handles)
 
 
@@ -292,7 +301,8 @@ def legend_of_kinds(figure: Figure, table: pd.DataFrame) -> None:
 def legend_of_points(figure: Figure, table: pd.DataFrame, colours: Colours) -> None:
     """Every run, and one entry for each other kind (whose points carry their names)."""
     sparse = table[table["l0"] > 0]
-    runs = sparse[sparse["name"].isin(colours)].itertuples()
+    shown = {colours[name]: name for name in reversed(list(colours))}.values()  # one of several seeds
+    runs = sparse[sparse["name"].isin(shown)].itertuples()
     kinds = sparse[~sparse["name"].isin(colours)].drop_duplicates("kind").itertuples()
     handles = [Line2D([], [], label=row.name, **marker_of(row, colours)) for row in runs]
     handles += [Line2D([], [], label=row.kind, **marker_of(row, colours)) for row in kinds]

@@ -1,7 +1,8 @@
 """Stage ``plot``: the runs' curves, densities and comparison, as tables for ``dvc plots`` and as
 figures for papers.
 
-Reads ``models/<run>/history.csv``, ``data/density/<run>.csv`` and ``data/compare.csv``; writes
+Reads ``models/<run>/history.csv``, ``data/{density,groups,overlap}/<run>.csv``, ``data/compare.csv``
+and ``data/pruned.csv``; writes
 ``plots/data/*.csv`` and ``plots/figures/*.{png,svg}``, the same bytes for the same input.
 """
 
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages import figures
+from stages import figures, nested_figures
 from stages.entry import entry
 from stages.params import load_params
 from transcoders.errors import UserError
@@ -21,6 +22,10 @@ from transcoders.files import replacing
 
 # Every plot of the page carries its whole table, and a chart is about 500 pixels wide.
 POINTS_PER_CURVE = 200
+PREFIX_COLUMNS = (
+    "run", "kind", "layer", "latents", "k", "l0", "fvu", "loss_recovered", "group_dead_fraction",
+    "mean_max_cosine_earlier", "novel_fraction",
+)  # fmt: skip
 
 
 def run(run_names: Sequence[str], root: Path) -> None:
@@ -28,6 +33,9 @@ def run(run_names: Sequence[str], root: Path) -> None:
     histories = {name: read_table(root / f"models/{name}/history.csv", f"train@{name}") for name in run_names}
     densities = {name: read_table(root / f"data/density/{name}.csv", f"evaluate@{name}") for name in run_names}
     comparison = read_table(root / "data/compare.csv", "compare")
+    groups = stack({name: read_table(root / f"data/groups/{name}.csv", f"evaluate@{name}") for name in run_names})
+    overlap = stack({name: read_table(root / f"data/overlap/{name}.csv", f"evaluate@{name}") for name in run_names})
+    prefixes = by_prefix(groups, pd.read_csv(root / "data/pruned.csv"))
     curves = stack({name: thin(history) for name, history in histories.items()})
     density = stack({name: shares(table) for name, table in densities.items()})
 
@@ -36,6 +44,7 @@ def run(run_names: Sequence[str], root: Path) -> None:
         write_table(out / "data/curves.csv", curves)
         write_table(out / "data/density.csv", density)
         write_table(out / "data/comparison.csv", comparison)
+        write_table(out / "data/prefixes.csv", prefixes)
 
         (out / "figures").mkdir()
         colours = figures.colours_of(run_names)
@@ -45,6 +54,14 @@ def run(run_names: Sequence[str], root: Path) -> None:
             "comparison": figures.comparison(comparison, colours),
             "frontier": figures.frontier(comparison, colours),
         }
+        nested = groups[groups.groupby("run")["group"].transform("max") > 1]
+        if len(nested):
+            drawn["prefixes"] = nested_figures.prefixes(prefixes, colours)
+            drawn["dead_by_group"] = nested_figures.dead_by_group(nested, colours)
+            drawn["decoder_overlap"] = nested_figures.overlap(overlap[overlap["run"].isin(nested["run"])])
+        progressive = curves[curves.groupby("run")["stage"].transform("max") > 1]
+        if len(progressive):
+            drawn["stages"] = nested_figures.stages(progressive, colours)
         for name, figure in drawn.items():
             figures.save(figure, out / "figures" / name)
 
@@ -67,6 +84,16 @@ def thin(history: pd.DataFrame, points: int = POINTS_PER_CURVE) -> pd.DataFrame:
     rows = np.arange(len(history))
     validated = rows[history["validation_nmse"].notna()]
     return history.iloc[np.union1d(spread(rows, points), spread(validated, points))]
+
+
+def by_prefix(groups: pd.DataFrame, pruned: pd.DataFrame) -> pd.DataFrame:
+    """What so many latents reach: every run's prefixes, and plain runs pruned to these sizes."""
+    trained = groups.rename(columns={"stop": "latents"}).assign(
+        kind="trained", layer=[int(str(run).rsplit("-", 2)[1]) for run in groups["run"]]
+    )
+    cut = pruned.rename(columns={"name": "run"}).assign(kind="pruned")
+    table = pd.concat([trained, cut])[list(PREFIX_COLUMNS)]
+    return table.assign(name=table["run"] + np.where(table["kind"] == "pruned", " pruned", ""))
 
 
 def spread(items: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -99,6 +99,10 @@ SCRIPT = """
 
   // Without the schema's address, which names an older Vega-Lite, there is no warning about it.
   function draw([target, { $schema, ...spec }]) {
+    if (!Object.keys(spec).length) {  // DVC's answer where no revision has the table
+      document.querySelector(target).textContent = target.slice(1) + ": no data in these revisions";
+      return Promise.resolve();
+    }
     const options = {
       mode: "vega-lite", renderer: "svg", config: config(),
       actions: { export: true, source: false, compiled: false, editor: false },

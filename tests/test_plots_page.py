@@ -38,6 +38,12 @@ mean-9,baseline,mean,9,,1.0,0.0
 untrained-9,baseline,untrained,9,32,1.2,-0.1
 scope-9,official,jumprelu,9,60,0.2,0.95
 """
+PREFIXES = """run,kind,layer,latents,k,l0,fvu,loss_recovered,group_dead_fraction,name
+topk-9-0,trained,9,5120,32,32,0.24,0.93,0.02,topk-9-0
+nested-9-0,trained,9,640,16,16,0.4,0.8,0.01,nested-9-0
+nested-9-0,trained,9,5120,32,32,0.26,0.92,0.03,nested-9-0
+topk-9-0,pruned,9,640,16,16,0.7,0.6,,topk-9-0 pruned
+"""
 MARKS = {  # what each chart must at least draw, as Vega names the groups of its SVG
     "loss": "mark-line",
     "nmse": "mark-line",
@@ -50,6 +56,9 @@ MARKS = {  # what each chart must at least draw, as Vega names the groups of its
     "loss_recovered": "mark-rect",
     "l0_fvu": "mark-symbol",
     "l0_loss_recovered": "mark-symbol",
+    "prefixes_fvu": "mark-line",
+    "prefixes_loss_recovered": "mark-line",
+    "dead_by_group": "mark-symbol",
 }
 DRAWN = r'<g class="{}[^"]*role-mark[^>]*><path [^>]*\bd="M'
 
@@ -81,6 +90,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "curves.csv": CURVES,
         "density.csv": DENSITY,
         "comparison.csv": COMPARISON,
+        "prefixes.csv": PREFIXES,
     }.items():
         (root / "plots/data").mkdir(parents=True, exist_ok=True)
         (root / "plots/data" / path).write_text(content)
@@ -153,3 +163,18 @@ def render(page: Path, profile: Path) -> tuple[str, list[str]]:
     )  # fmt: skip
     console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
     return html.unescape(done.stdout.rpartition("</header>")[2]), console
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs the program chromium to draw the page")
+def test_a_table_that_is_missing_is_told_in_its_place(repository: Path, tmp_path: Path) -> None:
+    table = repository / "plots/data/prefixes.csv"
+    content = table.read_text()
+    table.unlink()
+    try:
+        run(str(DVC), "plots", "show", "--out", "missing", cwd=repository)
+    finally:
+        table.write_text(content)
+    dom, console = render(repository / "missing/index.html", tmp_path)
+    assert "prefixes_fvu: no data in these revisions" in dom
+    assert 'class="failed"' not in dom
+    assert [line for line in console if '"WARN ' not in line] == []

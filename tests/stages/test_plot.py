@@ -15,10 +15,11 @@ from transcoders.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 RUNS = ["topk-9-0", "nested-9-0", "topk-0-0"]
-FIGURES = ["comparison", "firing_density", "frontier", "training_curves"]
+PLAIN_FIGURES = ["comparison", "firing_density", "frontier", "training_curves"]
+FIGURES = [*PLAIN_FIGURES, "dead_by_group", "decoder_overlap", "prefixes", "stages"]
 
 
-def history(steps: int) -> pd.DataFrame:
+def history(steps: int, stages: int = 0) -> pd.DataFrame:
     step = np.arange(1, steps + 1)
     fall = 0.2 + np.exp(-step / 50)
     return pd.DataFrame(
@@ -26,6 +27,8 @@ def history(steps: int) -> pd.DataFrame:
             "step": step,
             "tokens": 1024 * step,
             "epoch": step / steps,
+            "stage": 1 + (step > steps / 2) * stages,
+            "latents": np.where(step > steps / 2, 5120, 640),
             "loss": fall + 0.01,
             "nmse": fall,
             "aux_loss": fall,
@@ -57,15 +60,33 @@ def comparison() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def groups(nested: bool) -> pd.DataFrame:
+    stops = [640, 5120] if nested else [5120]
+    return pd.DataFrame({
+        "group": range(1, len(stops) + 1), "start": [0, *stops[:-1]], "stop": stops, "k": 16, "l0": 16.0,
+        "fvu": np.linspace(0.5, 0.25, len(stops)), "loss_recovered": 0.7, "group_dead_fraction": 0.02,
+        "mean_max_cosine_earlier": 0.3, "novel_fraction": 0.9,
+    })  # fmt: skip
+
+
+def overlap(nested: bool) -> pd.DataFrame:
+    pairs = [(i, j) for i in (1, 2) for j in (1, 2)] if nested else [(1, 1)]
+    return pd.DataFrame([(i, j, 0.2 + 0.1 * i) for i, j in pairs], columns=["group", "other", "mean_max_cosine"])
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A repository with the results of three runs."""
     for name in RUNS:
         (tmp_path / "models" / name).mkdir(parents=True)
-        history(3000).to_csv(tmp_path / "models" / name / "history.csv", index=False)
-        (tmp_path / "data/density").mkdir(parents=True, exist_ok=True)
-        density().to_csv(tmp_path / "data/density" / f"{name}.csv", index=False)
+        nested = name.startswith("nested")
+        history(3000, stages=int(nested)).to_csv(tmp_path / "models" / name / "history.csv", index=False)
+        for kind, table in {"density": density(), "groups": groups(nested), "overlap": overlap(nested)}.items():
+            (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
+            table.to_csv(tmp_path / "data" / kind / f"{name}.csv", index=False)
     comparison().to_csv(tmp_path / "data/compare.csv", index=False)
+    cut = pd.DataFrame({"name": ["topk-9-0"], "layer": 9, "latents": 640, "k": 16, "l0": 16.0, "fvu": 0.6})
+    cut.assign(loss_recovered=0.5).to_csv(tmp_path / "data/pruned.csv", index=False)
     return tmp_path
 
 
@@ -81,7 +102,7 @@ def test_tables_and_figures_are_written_and_are_the_same_bytes_again(root: Path)
 
     assert files_under(root / "plots") == first
     assert sorted(first) == sorted(
-        ["data/comparison.csv", "data/curves.csv", "data/density.csv"]
+        ["data/comparison.csv", "data/curves.csv", "data/density.csv", "data/prefixes.csv"]
         + [f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
     )
     assert not list(root.glob(".plots*"))
@@ -122,6 +143,22 @@ def test_one_run_with_nothing_else_can_be_plotted(root: Path) -> None:
     comparison().head(1).to_csv(root / "data/compare.csv", index=False)
     run(RUNS[:1], root)
     assert (root / "plots/figures/frontier.png").stat().st_size > 10_000
+    assert sorted(path.stem for path in (root / "plots/figures").glob("*.png")) == PLAIN_FIGURES
+
+
+def test_prefixes_of_nested_runs_stand_beside_pruned_plain_ones(root: Path) -> None:
+    run(RUNS, root)
+    table = pd.read_csv(root / "plots/data/prefixes.csv").set_index("name")
+    assert table.loc["nested-9-0", "latents"].tolist() == [640, 5120]
+    assert table.loc["topk-9-0 pruned", ["run", "layer", "fvu"]].tolist() == ["topk-9-0", 9, 0.6]
+    assert table.loc["topk-0-0", "layer"] == 0
+
+
+def test_the_seeds_of_a_variant_share_a_colour_and_a_legend_entry() -> None:
+    colours = figures.colours_of(["topk-9-0", "topk-9-1", "plt-9-0", "plt-9-1"])
+    assert len(set(colours.values())) == 2
+    assert list(figures.legend_names(colours)) == ["topk-9", "plt-9"]
+    assert list(figures.legend_names(figures.colours_of(RUNS))) == RUNS
 
 
 @pytest.mark.parametrize(
@@ -149,7 +186,7 @@ def test_a_missing_or_empty_input_is_named_with_its_stage_and_nothing_is_replace
     assert files_under(root / "plots") == before
 
 
-@pytest.mark.parametrize("template", ["curve", "curve_log", "histogram", "bars", "frontier"])
+@pytest.mark.parametrize("template", ["curve", "curve_log", "histogram", "bars", "frontier", "prefixes"])
 def test_a_run_has_the_same_colour_in_figures_and_on_the_page(template: str) -> None:
     specification = json.loads((ROOT / ".dvc/plots" / f"{template}.json").read_text())
     ranges = colour_ranges(specification)
