@@ -9,9 +9,12 @@ from typing import Any
 import pandas as pd
 import torch
 
+from stages.absorption import of_baselines
 from stages.checks import as_markdown, sanity_checks
 from stages.entry import entry
 from stages.held_out import open_held_out, tap_of
+from stages.hypotheses import as_markdown as hypotheses_table
+from stages.hypotheses import as_metrics, hypotheses
 from stages.params import Params, load_params
 from stages.runs import Run, open_inputs
 from transcoders.activations.reader import LabelledBatch, ordered_batches
@@ -30,8 +33,9 @@ MOMENT_TOKENS = 200_000
 IMPORTANCE_BATCHES = 4
 SHOWN = (
     "l0", "nmse", "fvu", "r2", "cosine", "dead_fraction", "mean_max_cosine", "delta_ce", "loss_recovered", "kl",
-    "top1_agreement", "training_tokens", "training_seconds",
+    "top1_agreement", "mean_absorption", "splitting", "training_tokens", "training_seconds",
 )  # fmt: skip
+ABSORPTION = ("mean_absorption", "full_absorption", "splitting", "main_f1", "letters_with_latent")
 OF_SEEDS = ("dead_fraction", "mean_max_cosine", "training_seconds")
 PRUNED = ("name", "layer", "latents", "k", "l0", "fvu", "cosine", "dead_fraction", "delta_ce", "loss_recovered")
 log = logging.getLogger(__name__)
@@ -57,7 +61,7 @@ def run() -> None:
     for check in checks:
         log.log(logging.INFO if check.passed else logging.WARNING, "%s %s = %.4g (%s)%s", check.run, check.name,
                 check.value, check.wanted, "" if check.passed else f": NO; {check.remedy}")  # fmt: skip
-    _write(table, pd.DataFrame(cut, columns=PRUNED), _contrasts(params, table), as_markdown(checks))
+    _write(table, pd.DataFrame(cut, columns=PRUNED), _contrasts(params, table), hypotheses(params), as_markdown(checks))
     write_json(Path("metrics/checks.json"), {
         name: {c.name: int(c.passed) for c in checks if c.run == name} for name in params.run_names
     })  # fmt: skip
@@ -100,8 +104,13 @@ def _run_row(which: Run) -> dict[str, Any]:
         "name": which.name, "kind": "trained", "variant": which.variant, "layer": which.layer,
         "seed": which.seed, "d_hidden": config["d_hidden"], "k": config["k"],
         "training_tokens": training["tokens"], "training_seconds": training["seconds"],
+        **_shown(json.loads((Path("metrics/absorption") / f"{which.name}.json").read_text())),
         **{key: value for key, value in metrics.items() if isinstance(value, float)},
     }  # fmt: skip
+
+
+def _shown(absorption: dict[str, float]) -> dict[str, float]:
+    return {key: absorption[key] for key in ABSORPTION if key in absorption}
 
 
 def _beside(params: Params, layer: int, bridge: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -121,11 +130,13 @@ def _beside(params: Params, layer: int, bridge: Any) -> tuple[list[dict[str, Any
     initialise_(untrained, statistics, sample_of(train), seed=0)
     cut = _pruned(params, layer, train, device)
     del train
+    linear = affine(m)
+    told = of_baselines(params, layer, linear, untrained.to(device).requires_grad_(False))
     candidates = {
         "mean": Candidate(constant(m.y_mean.float()), 0),
-        "affine": Candidate(affine(m), 0),
+        "affine": Candidate(linear, 0),
         f"pca_rank_{k}": Candidate(pca(m, k), 0),
-        "untrained": Candidate(transcoder_predictor(untrained.to(device)), d_hidden),
+        "untrained": Candidate(transcoder_predictor(untrained), d_hidden),
     }
     small = {key: Candidate(transcoder_predictor(model), model.config.d_hidden) for key, model in cut.items()}
     with torch.inference_mode():
@@ -134,7 +145,7 @@ def _beside(params: Params, layer: int, bridge: Any) -> tuple[list[dict[str, Any
     baselines = [
         {
             "name": f"{name}-{layer}", "kind": "baseline", "variant": name, "layer": layer,
-            "d_hidden": candidate.d_hidden, **rounded(found[name].metrics),
+            "d_hidden": candidate.d_hidden, **rounded(found[name].metrics), **_shown(told.get(name, {})),
         }
         for name, candidate in candidates.items()
     ]  # fmt: skip
@@ -162,7 +173,10 @@ def _pruned(params: Params, layer: int, train: list[LabelledBatch], device: torc
     return result
 
 
-def _write(table: pd.DataFrame, cut: pd.DataFrame, contrasts: list[dict[str, Any]], checks: str) -> None:
+def _write(
+    table: pd.DataFrame, cut: pd.DataFrame, contrasts: list[dict[str, Any]],
+    judged: list[dict[str, Any]], checks: str,
+) -> None:  # fmt: skip
     for name, content in (("compare", table), ("pruned", cut)):
         with replacing(Path("data") / f"{name}.csv") as path:
             content.to_csv(path, index=False)
@@ -170,6 +184,8 @@ def _write(table: pd.DataFrame, cut: pd.DataFrame, contrasts: list[dict[str, Any
     text = f"# Comparison on {int(table['tokens'].max())} held-out tokens\n\n{shown}\n"
     if len(cut):
         text += f"\n# Plain dictionaries, pruned to the prefixes\n\n{_markdown(cut[list(PRUNED)])}\n"
+    if judged:
+        text += f"\n# Hypotheses\n\n{hypotheses_table(judged)}\n"
     if contrasts:
         text += "\n# Differences between variants\n\n95 % intervals over documents and seeds\n\n"
         text += f"{_markdown(pd.DataFrame(contrasts))}\n"
@@ -182,7 +198,7 @@ def _write(table: pd.DataFrame, cut: pd.DataFrame, contrasts: list[dict[str, Any
     for row in contrasts:
         values = rounded({key: row[key] for key in ("difference", "low", "high") if pd.notna(row[key])})
         figures.setdefault(f"{row['variant']}_minus_{row['against']}-{row['layer']}", {})[row["metric"]] = values
-    write_json(Path("metrics/compare.json"), figures)
+    write_json(Path("metrics/compare.json"), figures | as_metrics(judged))
 
 
 def _markdown(table: pd.DataFrame) -> str:

@@ -11,6 +11,7 @@ from ruamel.yaml.error import YAMLError
 
 from transcoders.activations.settings import CollectSettings, SplitSettings
 from transcoders.errors import UserError
+from transcoders.evaluation.absorption_settings import AbsorptionSettings
 from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.settings import ModelSettings, Settings
 from transcoders.training.settings import TrainSettings, VariantSettings
@@ -35,6 +36,7 @@ class Params(Settings):
     variants: dict[str, VariantSettings]
     train: TrainSettings
     evaluate: EvaluateSettings
+    absorption: AbsorptionSettings
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
