@@ -13,6 +13,7 @@ from transcoders.activations.settings import CollectSettings, SplitSettings
 from transcoders.errors import UserError
 from transcoders.evaluation.absorption_settings import AbsorptionSettings
 from transcoders.evaluation.settings import EvaluateSettings
+from transcoders.features.settings import FeatureSettings
 from transcoders.settings import ModelSettings, Settings
 from transcoders.training.settings import TrainSettings, VariantSettings
 
@@ -37,6 +38,7 @@ class Params(Settings):
     train: TrainSettings
     evaluate: EvaluateSettings
     absorption: AbsorptionSettings
+    features: FeatureSettings
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
