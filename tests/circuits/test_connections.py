@@ -40,4 +40,4 @@ def test_the_strongest_connections_are_those_of_all_earlier_layers():
     torch.testing.assert_close(weight.abs(), expected)
     rows = torch.arange(40)[:, None]
     torch.testing.assert_close(whole[layer, rows, latent], weight)
-    assert strongest(layout, transcoders, 0, 4)[2].shape == (40, 0)
+    assert strongest(layout, transcoders, 0, 4).weight.shape == (40, 0)

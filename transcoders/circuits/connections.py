@@ -6,6 +6,7 @@ value, the norm's scale).
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +14,14 @@ from torch import Tensor
 
 from transcoders.circuits.layout import Layout
 from transcoders.dictionary.transcoder import Transcoder
+
+
+class Connections(NamedTuple):
+    """The latents that most move each of a layer's latents, strongest first."""
+
+    layer: Int[Tensor, "targets count"]
+    latent: Int[Tensor, "targets count"]
+    weight: Float[Tensor, "targets count"]
 
 
 def virtual_weights(
@@ -24,12 +33,10 @@ def virtual_weights(
     return weights * (source.config.output_scale / target.config.input_scale)
 
 
-def strongest(
-    layout: Layout, transcoders: Mapping[int, Transcoder], target_layer: int, count: int
-) -> tuple[Int[Tensor, "targets count"], Int[Tensor, "targets count"], Float[Tensor, "targets count"]]:
-    """Layer, latent and weight of the ``count`` earlier latents that most move each latent of ``target_layer``.
+def strongest(layout: Layout, transcoders: Mapping[int, Transcoder], target_layer: int, count: int) -> Connections:
+    """The ``count`` strongest connections into each latent of ``target_layer`` from all earlier layers.
 
-    A latent that ties takes the earlier layer. One pair of layers is held at a time.
+    One pair of layers is held at a time.
     """
     target = transcoders[target_layer]
     rows = target.config.d_hidden
@@ -42,4 +49,4 @@ def strongest(
         latent, weight = torch.cat([latent, best], 1), torch.cat([weight, found.gather(1, best)], 1)
         order = weight.abs().argsort(dim=1, descending=True, stable=True)[:, :count]
         layer, latent, weight = layer.gather(1, order), latent.gather(1, order), weight.gather(1, order)
-    return layer, latent, weight
+    return Connections(layer, latent, weight)
