@@ -92,7 +92,8 @@ def page(graph: Graph, kept: Pruned, tokenizer: Any, *, title: str, facts: Mappi
         f"<style>{STYLE}</style></head><body>\n<h1>{escape(title)}</h1>\n<dl>{listed}</dl>\n"
         f"<p class='pale'>The {drawn} most influential of {all_kept} latents and errors in the pruned graph. "
         "Solid boxes are latents, dashed ones what a transcoder misses of its MLP. Blue raises, orange lowers; "
-        "width is the share of all that reaches the node above. Point at a box for its value, click it to keep its lines.</p>\n"
+        "width is the share of all that reaches the node above. Point at a box for its value, click it to keep "
+        "its lines.</p>\n"
         f"<div class='scroll'>{_svg(nodes, edges, words)}</div>\n<script>{SCRIPT}</script></body></html>\n"
     )
 
