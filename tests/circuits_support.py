@@ -12,7 +12,7 @@ from transcoders.circuits.settings import CircuitSettings
 from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
 
 D_MODEL, LAYERS, VOCABULARY = 16, 4, 50
-SETTINGS = CircuitSettings(seeds=[0], prompts="prompts/circuits.yaml", batch_size=7)
+SETTINGS = CircuitSettings(batch_size=7)
 
 
 def tiny_gemma(seed=0):

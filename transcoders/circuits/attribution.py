@@ -32,7 +32,7 @@ def difference(frozen: Frozen, tokenizer: Any, answer: str, foil: str) -> Target
         raise UserError(f"answer {answer!r} and foil {foil!r} begin with the same token; nothing tells them apart")
     unembedding = frozen.layout.unembedding
     probability = float((unembedding @ frozen.last).softmax(0)[first])
-    label = f"{tokenizer.decode([first])} − {tokenizer.decode([second])}"
+    label = f"{tokenizer.decode([first]).strip()} − {tokenizer.decode([second]).strip()}"
     return Targets([Output(label, first, 1.0, probability)], (unembedding[first] - unembedding[second])[None])
 
 

@@ -10,9 +10,9 @@ from transcoders.settings import Settings
 class CircuitSettings(Settings):
     """The circuits of a set of transcoders, one per layer."""
 
-    seeds: list[int]
+    seeds: list[int] = Field(default=[])
     """Seeds of ``runs`` whose transcoders are put together; an empty list turns the stage off."""
-    prompts: str = Field(min_length=1)
+    prompts: str = Field(default="prompts/circuits.yaml", min_length=1)
     """A YAML file of prompts: name, task, text, answer, foil."""
     loss_tokens: int = Field(default=2048, gt=0)
     """Test tokens on which the model with all MLPs replaced is judged."""
