@@ -6,6 +6,7 @@ Layers go up, positions go right; blue raises what it points at, orange lowers i
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +15,10 @@ from transcoders.circuits.graph import Graph, Pruned
 from transcoders.circuits.viewer import Labels, node_id, output_id
 
 SHOWN = 40
-WIDTH, HEIGHT, GAP, LEFT, ROW_GAP = 128, 20, 5, 54, 26
-LETTERS = 19
+WIDTH, HEIGHT, GAP, LEFT, ROW_GAP, COLUMN_GAP = 128, 20, 5, 54, 26, 14
+NARROW = 66
+"""Width of a position that has a token only."""
+LETTER = 6.5
 
 
 class Node(NamedTuple):
@@ -37,6 +40,14 @@ class Edge(NamedTuple):
     target: str
     effect: float
     share: float
+
+
+class Place(NamedTuple):
+    """Where a box is."""
+
+    x: float
+    y: float
+    width: int
 
 
 STYLE = """
@@ -169,9 +180,12 @@ def _svg(nodes: list[Node], edges: list[Edge], words: list[str]) -> str:
     for row in used:
         bottom -= stacks[row] * (HEIGHT + GAP) + ROW_GAP
         y_of[row] = bottom
-    top, width = bottom - ROW_GAP, LEFT + len(words) * (WIDTH + 14)
+    wide = {node.position for node in nodes if node.kind != "token"}
+    widths = [WIDTH if position in wide else NARROW for position in range(len(words))]
+    x_of = [LEFT, *(LEFT + x for x in accumulate(width + COLUMN_GAP for width in widths))]
+    top, width = bottom - ROW_GAP, x_of[-1]
     place = {
-        node.name: (LEFT + node.position * (WIDTH + 14), y_of[row] - top + i * (HEIGHT + GAP))
+        node.name: Place(x_of[node.position], y_of[row] - top + i * (HEIGHT + GAP), widths[node.position])
         for (row, _), own in cells.items()
         for i, node in enumerate(own)
     }
@@ -186,9 +200,9 @@ def _svg(nodes: list[Node], edges: list[Edge], words: list[str]) -> str:
     return "\n".join([*parts, "</svg>"])
 
 
-def _line(edge: Edge, place: Mapping[str, tuple[float, float]]) -> str:
-    (x1, y1), (x2, y2) = place[edge.source], place[edge.target]
-    x1, x2, y2 = x1 + WIDTH / 2, x2 + WIDTH / 2, y2 + HEIGHT
+def _line(edge: Edge, place: Mapping[str, Place]) -> str:
+    source, target = place[edge.source], place[edge.target]
+    x1, y1, x2, y2 = source.x + source.width / 2, source.y, target.x + target.width / 2, target.y + HEIGHT
     middle = (y1 + y2) / 2
     strength = min(1.0, abs(edge.share) * 4)
     return (
@@ -199,12 +213,12 @@ def _line(edge: Edge, place: Mapping[str, tuple[float, float]]) -> str:
     )
 
 
-def _box(node: Node, place: tuple[float, float]) -> str:
-    x, y = place
-    text = node.text if len(node.text) <= LETTERS else node.text[: LETTERS - 1] + "…"
+def _box(node: Node, place: Place) -> str:
+    letters = int(place.width / LETTER)
+    text = node.text if len(node.text) <= letters else node.text[: letters - 1] + "…"
     return (
-        f"<g class='node {node.kind}' data-id='{node.name}' transform='translate({x:.1f} {y:.1f})'>"
-        f"<title>{escape(node.title)}</title><rect width='{WIDTH}' height='{HEIGHT}' rx='4'/>"
+        f"<g class='node {node.kind}' data-id='{node.name}' transform='translate({place.x:.1f} {place.y:.1f})'>"
+        f"<title>{escape(node.title)}</title><rect width='{place.width}' height='{HEIGHT}' rx='4'/>"
         f"<text x='6' y='14'>{escape(text)}</text></g>"
     )
 

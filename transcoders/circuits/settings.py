@@ -14,7 +14,7 @@ class CircuitSettings(Settings):
     """Seeds of ``runs`` whose transcoders are put together; an empty list turns the stage off."""
     prompts: str = Field(default="prompts/circuits.yaml", min_length=1)
     """A YAML file of prompts: name, task, text, answer, foil."""
-    loss_tokens: int = Field(default=2048, gt=0)
+    loss_tokens: int = Field(default=1024, gt=0)
     """Test tokens on which the model with all MLPs replaced is judged."""
     max_latents: int = Field(default=4096, gt=0)
     """Latents of a prompt whose own causes are traced, the most influential ones."""
