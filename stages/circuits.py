@@ -37,6 +37,8 @@ FACTS = (
     "difference", "completeness_error", "completeness", "replacement", "graph_latents", "graph_errors", "graph_edges",
     "faithfulness", "latents_needed",
 )  # fmt: skip
+MEDIANS = ("faithfulness", "latents_needed", "drop_beyond_random")
+WORST = ("completeness_error", "largest_sum_error")
 Transcoders = dict[int, Transcoder]
 
 
@@ -143,15 +145,14 @@ def _write_connections(path: Path, layout: Layout, transcoders: Transcoders, cou
 
 
 def _summary(table: pd.DataFrame) -> dict[str, float]:
-    """Means over prompts; the median number of latents needed, and the worst sums."""
+    """Means over prompts; medians of what is a ratio or a size; the worst sums."""
     numbers = table.drop(columns=["variant", "prompt", "task"])
-    means = numbers.drop(columns=["latents_needed", "completeness_error", "largest_sum_error"], errors="ignore").mean()
-    worst = numbers[["completeness_error", "largest_sum_error"]].max()
-    needed = numbers["latents_needed"] if "latents_needed" in numbers else pd.Series(dtype=float)
+    how = {name: "median" if name in MEDIANS else "max" if name in WORST else "mean" for name in numbers}
+    found = numbers.agg(how)
+    judged = int(numbers["latents_needed"].notna().sum()) if "latents_needed" in numbers else 0
     return rounded({
-        "prompts": float(len(table)), "prompts_judged": float(needed.notna().sum()),
-        **{str(key): float(value) for key, value in [*means.items(), *worst.items()] if np.isfinite(value)},
-        **({"latents_needed": float(needed.median())} if needed.notna().any() else {}),
+        "prompts": float(len(table)), "prompts_judged": float(judged),
+        **{str(name): float(value) for name, value in found.items() if np.isfinite(value)},
     })  # fmt: skip
 
 

@@ -19,6 +19,8 @@ WIDTH, HEIGHT, GAP, LEFT, ROW_GAP, COLUMN_GAP = 128, 20, 5, 54, 26, 14
 NARROW = 66
 """Width of a position that has a token only."""
 LETTER = 6.5
+LEAST_SHARE = 0.01
+"""Of what reaches a node: weaker lines would only be fog."""
 
 
 class Node(NamedTuple):
@@ -103,8 +105,8 @@ def page(graph: Graph, kept: Pruned, tokenizer: Any, *, title: str, facts: Mappi
         f"<style>{STYLE}</style></head><body>\n<h1>{escape(title)}</h1>\n<dl>{listed}</dl>\n"
         f"<p class='pale'>The {drawn} most influential of {all_kept} latents and errors in the pruned graph. "
         "Solid boxes are latents, dashed ones what a transcoder misses of its MLP. Blue raises, orange lowers; "
-        "width is the share of all that reaches the node above. Point at a box for its value, click it to keep "
-        "its lines.</p>\n"
+        "width is the share of all that reaches the node above. Lines below 1 % are left out. Point at a "
+        "box for its value, click it to keep its lines.</p>\n"
         f"<div class='scroll'>{_svg(nodes, edges, words)}</div>\n<script>{SCRIPT}</script></body></html>\n"
     )
 
@@ -141,8 +143,8 @@ def _chosen(graph: Graph, kept: Pruned, words: list[str], labels: Labels) -> tup
     for name, row in targets:
         size = float(graph.effects[row].abs().sum())
         for column in columns:
-            if kept.edges[row, column]:
-                effect = float(graph.effects[row, column])
+            effect = float(graph.effects[row, column])
+            if kept.edges[row, column] and abs(effect) >= LEAST_SHARE * size:
                 edges.append(Edge(names[column], name, effect, effect / size))
     nodes = [_node(graph, column, names[column], float(kept.influence[column]), words, labels) for column in columns]
     for i, output in enumerate(graph.outputs):
