@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from transcoders.activations.settings import CollectSettings, SplitSettings
+from transcoders.circuits.settings import CircuitSettings
 from transcoders.errors import UserError
 from transcoders.evaluation.absorption_settings import AbsorptionSettings
 from transcoders.evaluation.settings import EvaluateSettings
@@ -39,6 +40,7 @@ class Params(Settings):
     evaluate: EvaluateSettings
     absorption: AbsorptionSettings
     features: FeatureSettings
+    circuits: CircuitSettings
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -49,6 +51,9 @@ class Params(Settings):
                 raise ValueError(
                     f"runs.layers: layer {layer} is not in collect.layers {self.collect.layers}; add it there"
                 )
+        for seed in self.circuits.seeds:
+            if seed not in self.runs.seeds:
+                raise ValueError(f"circuits.seeds: seed {seed} is not in runs.seeds {self.runs.seeds}; add it there")
         for variant in self.runs.variants:
             if variant not in self.variants:
                 raise ValueError(
