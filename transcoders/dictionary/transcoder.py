@@ -1,9 +1,10 @@
 """The transcoder: MLP input -> a few active latents -> MLP output."""
 
 import json
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -126,8 +127,8 @@ class Transcoder(nn.Module):
         """Latents of normalised inputs, a token's not depending on the other tokens."""
         if self.config.encoder in FIXED_K:
             return kernels.concatenate(self.encode_groups(x, backend))
-        least = self.threshold if self.config.encoder in THRESHOLDED else 0.0
-        return kernels.threshold_encode(x, self.W_enc, self.b_enc, least, backend)
+        least = _wide(self.threshold) if self.config.encoder in THRESHOLDED else 0.0
+        return kernels.threshold_encode(x, _wide(self.W_enc), _wide(self.b_enc), least, backend)
 
     def encode_groups(self, x: Float[Tensor, "tokens d_in"], backend: Backend = "auto") -> list[SparseLatents]:
         """Latents of each group, counted from its first; for encoders that choose k of them."""
@@ -139,7 +140,7 @@ class Transcoder(nn.Module):
             "batchtopk": kernels.batchtopk_encode,
         }[self.config.encoder]
         return [
-            choose(x, W, b, group.k, backend)
+            choose(x, _wide(W), _wide(b), group.k, backend)
             for group, W, b in zip(groups, self.W_enc.split(sizes), self.b_enc.split(sizes), strict=True)
         ]
 
@@ -189,8 +190,8 @@ class Transcoder(nn.Module):
         self, latents: SparseLatents, x: Float[Tensor, "tokens d_in"], backend: Backend = "auto"
     ) -> Float[Tensor, "tokens d_out"]:
         """Normalised reconstruction; ``x`` (normalised) feeds the skip connection, if any."""
-        y_hat = kernels.decode(latents, self.W_dec, backend=backend) + self.b_dec
-        return y_hat + x @ self.W_skip.T if self.config.skip else y_hat
+        y_hat = kernels.decode(latents, _wide(self.W_dec), backend=backend) + self.b_dec
+        return y_hat + x @ _wide(self.W_skip).T if self.config.skip else y_hat
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> SparseLatents:
         """Latents of raw MLP inputs; batch dimensions are flattened to tokens."""
@@ -237,12 +238,17 @@ class Transcoder(nn.Module):
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> Self:
-        """Load what ``save`` wrote.
+        """Load what ``save`` wrote, or a foreign transcoder: a local folder, or ``org/repo:folder`` on the Hub.
+
+        Foreign ones (``transcoders.formats``) keep the dtype of their file, and their units are raw.
 
         Raises:
             UserError: the folder or a file is missing or damaged, or shapes disagree.
         """
-        folder = Path(folder)
+        reference, folder = str(folder), Path(folder)
+        if not (folder / WEIGHTS).is_file() and (folder.exists() or ":" in reference):
+            # By name, so that the stages that read only what this project wrote do not depend on it.
+            return cast(Self, import_module("transcoders.formats.read").read(reference, device))
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
                 raise UserError(f"{folder}: holds no {name}; train the run, or correct the path")
@@ -261,6 +267,11 @@ class Transcoder(nn.Module):
         model = cls(config).to(device)
         model.load_state_dict(tensors)
         return model.requires_grad_(False)
+
+
+def _wide(weight: Tensor) -> Tensor:
+    """A foreign file's 16-bit weights are computed with in float32; a copy for the moment."""
+    return weight.float() if weight.dtype in (torch.bfloat16, torch.float16) else weight
 
 
 def _shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:

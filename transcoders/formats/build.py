@@ -1,0 +1,96 @@
+"""From tensors under other names, maybe transposed, to a ``Transcoder``."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from transcoders.dictionary.transcoder import Encoder, Transcoder, TranscoderConfig
+from transcoders.errors import UserError
+from transcoders.formats.weights import Shape, Weights
+
+
+class Stored(NamedTuple):
+    """The name of one of our tensors in a file, and whether it lies there transposed."""
+
+    name: str
+    transposed: bool = False
+
+
+Layout = Mapping[str, Stored]
+"""Our name of every tensor -> its place in the file."""
+
+
+def build(
+    weights: Weights, layout: Layout, encoder: Encoder, k: int | None, provenance: Mapping[str, Any],
+    device: torch.device | str = "cpu",
+) -> Transcoder:  # fmt: skip
+    """Read the tensors of ``layout`` in the dtype that they are stored in.
+
+    ``k`` is what each token has active, or None where the file tells none: then it is all latents.
+
+    Raises:
+        UserError: a tensor is missing, unknown, transposed or of a wrong shape.
+    """
+    _check_names(weights, layout)
+    shapes = {name: weights.tensors[stored.name].shape for name, stored in layout.items()}
+    for name in ("b_enc", "b_dec"):
+        if len(shapes[name]) != 1:
+            raise UserError(f"{weights.path}: {layout[name].name} is {list(shapes[name])}, expected one dimension")
+    d_in = _d_in(weights, layout, shapes)
+    config = TranscoderConfig(
+        encoder=encoder, d_in=d_in, d_out=shapes["b_dec"][0], d_hidden=shapes["b_enc"][0],
+        k=shapes["b_enc"][0] if k is None else k, skip="W_skip" in layout, provenance=dict(provenance),
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = Transcoder(config)
+    for name, parameter in model.named_parameters():
+        _check_shape(weights, layout[name], tuple(parameter.shape))
+    state = {name: _read(weights, layout[name], tuple(p.shape), device) for name, p in model.named_parameters()}
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False)
+
+
+def _check_names(weights: Weights, layout: Layout) -> None:
+    expected = {stored.name for stored in layout.values()}
+    missing, unknown = sorted(expected - set(weights.tensors)), sorted(set(weights.tensors) - expected)
+    if missing or unknown:
+        told = "; ".join(
+            f"{what} {', '.join(names)}" for what, names in (("lacks", missing), ("does not know", unknown)) if names
+        )
+        raise UserError(
+            f"{weights.path}: this format {told.replace('lacks', 'needs')}; the file holds "
+            f"{', '.join(sorted(weights.tensors))}; is it a transcoder of another kind?"
+        )
+
+
+def _d_in(weights: Weights, layout: Layout, shapes: Mapping[str, Shape]) -> int:
+    """The other side of W_enc than its latents."""
+    shape, d_hidden = shapes["W_enc"], shapes["b_enc"][0]
+    if len(shape) != 2 or d_hidden not in shape:
+        raise UserError(
+            f"{weights.path}: {layout['W_enc'].name} is {list(shape)}, which does not fit the "
+            f"{d_hidden} latents of {layout['b_enc'].name}"
+        )
+    ours = shape[::-1] if layout["W_enc"].transposed else shape
+    return ours[1] if ours[0] == d_hidden else ours[0]
+
+
+def _check_shape(weights: Weights, stored: Stored, ours: Shape) -> None:
+    found = weights.tensors[stored.name].shape
+    wanted = ours[::-1] if stored.transposed else ours
+    if found == wanted:
+        return
+    remedy = "are these tensors of one transcoder?"
+    if found == wanted[::-1]:
+        remedy = f"it is transposed: save {stored.name}.T in its place"
+    raise UserError(f"{weights.path}: {stored.name} is {list(found)}, expected {list(wanted)}; {remedy}")
+
+
+def _read(weights: Weights, stored: Stored, shape: Shape, device: torch.device | str) -> Tensor:
+    result = torch.empty(shape, dtype=weights.tensors[stored.name].dtype, device=device)
+    into = result.T if stored.transposed else result
+    for rows, piece in weights.pieces(stored.name):
+        into[rows] = piece.to(device)
+    return result

@@ -1,0 +1,102 @@
+"""The README.md that goes with an exported transcoder: what it is, how good, where from, under what licence."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.compat import StringIO
+
+from transcoders.dictionary.transcoder import TranscoderConfig
+
+SHOWN = {
+    "fvu": "fraction of variance unexplained", "cosine": "mean cosine of prediction and MLP output",
+    "l0": "active latents per token", "dead_fraction": "latents that never fire, held-out",
+    "loss_recovered": "loss recovered with the MLP replaced (1: as good, 0: zeroed)",
+    "delta_ce": "rise of the loss, nats per token", "kl": "KL(clean ‖ replaced)", "tokens": "tokens evaluated on",
+}  # fmt: skip
+USE = {
+    "saelens": "from sae_lens import SAE\n\nt = SAE.load_from_disk({folder!r})\ny_hat = t(x)",
+    "sparsify": "from sparsify import SparseCoder\n\nt = SparseCoder.load_from_disk({folder!r})\ny_hat = t(x).sae_out",
+    "circuit-tracer": (
+        "from circuit_tracer.utils.hf_utils import load_transcoders\nimport yaml\n\n"
+        "# run in this folder, or upload it and give its name to ReplacementModel.from_pretrained\n"
+        "t, config = load_transcoders(yaml.safe_load(open('config.yaml'))), None"
+    ),
+    "hub": "from transcoders import Transcoder\n\nt = Transcoder.load({folder!r})\ny_hat = t(x)",
+}
+
+
+def card(
+    target: str, name: str, configs: Mapping[str, TranscoderConfig], fidelity: Mapping[str, Mapping[str, Any]],
+    metrics: Mapping[str, Mapping[str, Any]],
+) -> str:  # fmt: skip
+    """The model card of the runs in ``configs`` (by name), exported to ``target``; ``metrics`` may lack runs."""
+    said = next(iter(configs.values())).provenance
+    base = str(said["model"]) if said.get("model") else None
+    gemma = bool(base and "gemma" in base)
+    parts = [
+        _header(base, gemma),
+        f"# {name}",
+        f"Sparse transcoder{'s' if len(configs) > 1 else ''} of {base or 'a model'}: from what an MLP receives "
+        "(after the norm and its gain) to what its block adds to the residual stream. Inputs and outputs are in the "
+        "model's own units; the normalisation used in training is folded into the weights.",
+        f"```python\n{USE[target].format(folder=name)}\n```",
+    ]
+    for run, config in configs.items():
+        parts += [f"## {run}", _table(_facts(config)), "### Export", _export(fidelity[run])]
+        if run in metrics:
+            parts += ["### Metrics on held-out documents", _metrics(metrics[run])]
+        if "train" in config.provenance:
+            parts += ["### Training parameters", _table(config.provenance["train"])]
+    parts += ["## Licence", _licence(gemma, base)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _header(base: str | None, gemma: bool) -> str:
+    content: dict[str, Any] = {"license": "gemma" if gemma else "other", "tags": ["transcoder", "interpretability"]}
+    if base and "/" in base:
+        content["base_model"] = base
+    text = StringIO()
+    YAML().dump(content, text)
+    return f"---\n{text.getvalue()}---"
+
+
+def _facts(config: TranscoderConfig) -> dict[str, Any]:
+    said = config.provenance
+    facts = {
+        "layer": said.get("layer"), "x": said.get("hf_hook_in"), "y": said.get("hf_hook_out"),
+        "latents": config.d_hidden, "d_in, d_out": f"{config.d_in}, {config.d_out}",
+        "trained with": f"{config.encoder}, k = {config.k}{', skip connection' if config.skip else ''}",
+        "valid prefixes": ", ".join(map(str, config.prefixes)) or None,
+        "model weights (SHA-256)": said.get("model_hash"), "split": said.get("split_hash"), "seed": said.get("seed"),
+    }  # fmt: skip
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _export(fidelity: Mapping[str, Any]) -> str:
+    if fidelity["exact"]:
+        return "Exact: the same outputs as the trained transcoder, up to rounding."
+    return (
+        f"Not exact: this format has no counterpart, so this is {fidelity['method']}. On {fidelity['tokens']} held-out "
+        f"tokens its output differs from the trained transcoder's by {fidelity['fvu_of_original_output']:.3g} of the "
+        f"variance of that; FVU {fidelity['fvu']:.4g} (trained: {fidelity['fvu_original']:.4g}), "
+        f"L0 {fidelity['l0']:.4g} (trained: {fidelity['l0_original']:.4g})."
+    )
+
+
+def _metrics(metrics: Mapping[str, Any]) -> str:
+    rows = [f"| `{name}` | {metrics[name]:.4g} | {what} |" for name, what in SHOWN.items() if name in metrics]
+    return "\n".join(["| metric | value | |", "|---|---|---|", *rows, "", "Of the trained transcoder, before export."])
+
+
+def _table(facts: Mapping[str, Any]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())])
+
+
+def _licence(gemma: bool, base: str | None) -> str:
+    if gemma:
+        return (
+            "Trained on activations of Gemma, provided under and subject to the Gemma Terms of Use found at "
+            "[ai.google.dev/gemma/terms](https://ai.google.dev/gemma/terms), which bind whoever uses this as well."
+        )
+    return f"Trained on activations of {base or 'a model'}, whose licence applies."

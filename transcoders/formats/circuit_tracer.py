@@ -1,0 +1,80 @@
+"""circuit-tracer's transcoder sets: ``config.yaml`` and ``layer_{i}.safetensors`` for every layer from 0."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from safetensors.torch import save_file
+
+from transcoders.dictionary.transcoder import Transcoder
+from transcoders.errors import UserError
+from transcoders.files import replacing
+from transcoders.formats.build import Stored, build
+from transcoders.formats.locate import Source
+from transcoders.formats.weights import open_weights
+
+CONFIG = "config.yaml"
+TENSORS = {"W_enc": Stored("W_enc"), "b_enc": Stored("b_enc"), "W_dec": Stored("W_dec"), "b_dec": Stored("b_dec")}
+THRESHOLD = {"threshold": Stored("activation_function.threshold")}
+SKIP = {"W_skip": Stored("W_skip")}
+HOOKS = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "hook_mlp_out"}
+"""What the MLP receives and what the block adds, in the names of circuit-tracer's model."""
+
+
+def read(source: Source, device: torch.device | str) -> Transcoder:
+    """One layer of a set; ``source.folder`` is the file itself."""
+    file = source.folder
+    try:
+        said = YAML(typ="safe").load(file.parent / CONFIG)
+    except YAMLError as error:
+        raise UserError(f"{file.parent / CONFIG}: not valid YAML: {' '.join(str(error).split())}") from None
+    for key in HOOKS:
+        if not isinstance(said, dict) or key not in said:
+            raise UserError(f"{file.parent / CONFIG}: {key} is missing; it says what the transcoders read and predict")
+    weights = open_weights(file)
+    jumps = THRESHOLD["threshold"].name in weights.tensors
+    layout = TENSORS | (THRESHOLD if jumps else {}) | (SKIP if "W_skip" in weights.tensors else {})
+    layer = int(file.stem.removeprefix("layer_"))
+    hooks = {key: f"blocks.{layer}.{said[full]}" for key, full in zip(("hook_in", "hook_out"), HOOKS, strict=True)}
+    provenance = {
+        "source": source.name, "format": "circuit-tracer", "layer": layer, "model": said.get("model_name"), **hooks,
+        "gain_applied": said["feature_input_hook"] != "ln2.hook_normalized",
+    }  # fmt: skip
+    return build(weights, layout, "jumprelu" if jumps else "relu", None, provenance, device)
+
+
+def write(models: Mapping[int, Transcoder], folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Raw-unit transcoders without TopK, by layer, as a set that ``load_transcoder_set`` reads.
+
+    Raises:
+        UserError: layers from 0 on are missing, or the transcoders differ in size or model.
+    """
+    layers = sorted(models)
+    if layers != list(range(len(layers))):
+        missing = sorted(set(range(layers[-1] + 1)) - set(layers))
+        raise UserError(
+            f"circuit-tracer wants a transcoder for every layer from 0; missing: {missing}; name their runs"
+        )
+    configs = [models[layer].config for layer in layers]
+    for what in ("d_in", "d_out", "d_hidden", "skip"):
+        values = {getattr(config, what) for config in configs}
+        if len(values) > 1:
+            raise UserError(f"circuit-tracer wants one {what} for all layers; these runs have {sorted(values)}")
+    if configs[0].d_in != configs[0].d_out:
+        raise UserError(f"circuit-tracer knows one width: d_in = {configs[0].d_in}, d_out = {configs[0].d_out}")
+    names = {str(config.provenance.get("model")) for config in configs}
+    if len(names) > 1:
+        raise UserError(f"circuit-tracer wants transcoders of one model; these are of {', '.join(sorted(names))}")
+    layout = TENSORS | THRESHOLD | SKIP
+    for layer, model in models.items():
+        tensors = {layout[name].name: value.detach().contiguous().cpu() for name, value in model.named_parameters()}
+        with replacing(folder / f"layer_{layer}.safetensors") as temporary:
+            save_file(tensors, temporary)
+    with replacing(folder / CONFIG) as temporary:
+        content = {"model_name": names.pop(), "model_kind": "transcoder_set", **HOOKS, "scan": folder.name}
+        YAML().dump(
+            content | {"transcoders": [f"layer_{layer}.safetensors" for layer in layers], **metadata}, temporary
+        )

@@ -1,0 +1,162 @@
+"""Ours in other people's terms: raw units, and an activation that their format has."""
+
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from transcoders import kernels
+from transcoders.activations.reader import LabelledBatch
+from transcoders.dictionary.transcoder import FIXED_K, THRESHOLDED, Transcoder
+from transcoders.errors import UserError
+
+MARGIN = 1e-3
+"""A threshold that lets all candidates through stands this share below the least of them."""
+
+
+class Samples(NamedTuple):
+    """Activations to calibrate a threshold on, and others to measure the result on."""
+
+    calibration: Callable[[], Iterable[LabelledBatch]]
+    test: Callable[[], Iterable[LabelledBatch]]
+
+
+class Exported(NamedTuple):
+    """A transcoder to write, and how faithful it is to the one that was trained."""
+
+    model: Transcoder
+    fidelity: dict[str, Any]
+
+
+def folded(model: Transcoder) -> Transcoder:
+    """The same function with scales of 1: raw x in, raw y out, latents unchanged."""
+    config = model.config
+    raw = Transcoder(config.model_copy(update={"input_scale": 1.0, "output_scale": 1.0}))
+    factors = {
+        "W_enc": 1 / config.input_scale, "W_dec": config.output_scale, "b_dec": config.output_scale,
+        "W_skip": config.output_scale / config.input_scale,
+    }  # fmt: skip
+    state = {name: (value.double() * factors.get(name, 1.0)).to(value) for name, value in model.named_parameters()}
+    raw.load_state_dict(state, assign=True)
+    return raw.requires_grad_(False)
+
+
+def as_thresholded(model: Transcoder, samples: Samples | None) -> Exported:
+    """For formats without TopK: exactly, or as JumpReLU with calibrated thresholds.
+
+    Raises:
+        UserError: it must be calibrated, and there are no activations to do it on.
+    """
+    raw = folded(model)
+    if raw.config.encoder not in FIXED_K:
+        return Exported(_jumprelu(raw, raw.threshold) if raw.config.encoder in THRESHOLDED else raw, {"exact": True})
+    samples = _needed(samples, "per-token TopK is exported as JumpReLU, whose thresholds are calibrated")
+    calibrated = _jumprelu(raw, calibrate(raw, samples))
+    return Exported(calibrated, fidelity(raw, calibrated, samples, "JumpReLU with calibrated thresholds"))
+
+
+def as_topk(model: Transcoder, samples: Samples | None) -> Exported:
+    """For formats with nothing but TopK: exactly, or as a plain TopK of the same k.
+
+    Raises:
+        UserError: its fidelity must be measured, and there are no activations to do it on.
+    """
+    raw = folded(model)
+    if raw.config.encoder in FIXED_K and len(raw.config.groups) == 1:
+        return Exported(raw, {"exact": True})
+    samples = _needed(samples, "this transcoder is exported as plain TopK, whose fidelity is measured")
+    plain = _with(raw, {"encoder": "topk", "prefixes": (), "prefix_k": ()}, {})
+    return Exported(plain, fidelity(raw, plain, samples, f"plain TopK with k = {raw.config.k}"))
+
+
+def _needed(samples: Samples | None, what: str) -> Samples:
+    if samples is None:
+        raise UserError(f"{what} on activations of its layer: run `dvc repro split`, or say where they are with --data")
+    return samples
+
+
+def _jumprelu(raw: Transcoder, threshold: Tensor) -> Transcoder:
+    return _with(raw, {"encoder": "jumprelu", "prefixes": (), "prefix_k": ()}, {"threshold": threshold.clamp(min=0)})
+
+
+def _with(model: Transcoder, config: dict[str, Any], weights: dict[str, Tensor]) -> Transcoder:
+    changed = Transcoder(model.config.model_copy(update=config))
+    state = {**model.state_dict(), **weights}
+    changed.load_state_dict({name: state[name] for name in changed.state_dict()}, assign=True)
+    return changed.requires_grad_(False)
+
+
+@torch.inference_mode()
+def calibrate(model: Transcoder, samples: Samples) -> Float[Tensor, "d_hidden"]:
+    """For each latent the threshold that lets through what TopK does, as nearly as one number can.
+
+    With p the pre-activations it minimises ``sum p^2`` over the tokens that are wrong: chosen by TopK but not
+    above the threshold, or above it but not chosen. What TopK never chose gets the highest threshold of all.
+    """
+    d_hidden = model.config.d_hidden
+    least = torch.full((d_hidden,), torch.inf)
+    for batch in samples.calibration():
+        chosen = model.encode(batch.x)
+        least.scatter_reduce_(0, chosen.indices.long().cpu(), chosen.values.cpu(), "amin")
+    indices, values, kept = [], [], []
+    for batch in samples.calibration():  # nothing below its latent's least chosen value matters
+        above = kernels.threshold_encode(batch.x, model.W_enc, model.b_enc, least.to(batch.x) * (1 - MARGIN))
+        dense = model.encode(batch.x).dense()
+        indices.append(above.indices.long().cpu())
+        values.append(above.values.cpu())
+        kept.append((dense[above.rows(), above.indices.long()] > 0).cpu())
+    return _best_thresholds(torch.cat(indices), torch.cat(values), torch.cat(kept), d_hidden).to(model.W_enc)
+
+
+def _best_thresholds(
+    indices: Int[Tensor, "n"], values: Float[Tensor, "n"], kept: Bool[Tensor, "n"], d_hidden: int
+) -> Float[Tensor, "d_hidden"]:
+    """Of each latent's candidates, the cut with the least sum of squares on its wrong sides."""
+    order = values.argsort()
+    order = order[indices[order].argsort(stable=True)]
+    values, kept, indices = values[order].double(), kept[order], indices[order]
+    ends = torch.bincount(indices, minlength=d_hidden).cumsum(0)
+    # A cut after entry j turns it and those before it away: right where TopK did too.
+    gain = torch.where(kept, -1.0, 1.0) * values.square()
+    threshold = torch.full((d_hidden,), torch.nan)
+    for latent, (start, stop) in enumerate(pairwise([0, *ends.tolist()])):
+        if start == stop:
+            continue
+        gained = gain[start:stop].cumsum(0)
+        best = int(gained.argmax())
+        around = values[start + best : min(start + best + 2, stop)]  # halfway, so that rounding decides nothing
+        cut = around.mean() if gained[best] > 0 else values[start] * (1 - MARGIN)
+        threshold[latent] = cut.float()
+    highest = threshold.nan_to_num(0.0).max()
+    return torch.where(threshold.isnan(), highest, threshold)
+
+
+@torch.inference_mode()
+def fidelity(original: Transcoder, exported: Transcoder, samples: Samples, method: str) -> dict[str, Any]:
+    """How far ``exported`` is from ``original`` (both in raw units) on held-out tokens."""
+    tokens, l0 = 0, {"l0_original": 0.0, "l0": 0.0}
+    apart, errors = 0.0, {"fvu_original": 0.0, "fvu": 0.0}
+    y_sum, y_square = torch.zeros(original.config.d_out, dtype=torch.float64), 0.0
+    hat_sum, hat_square = y_sum.clone(), 0.0
+    for batch in samples.test():
+        tokens += len(batch.x)
+        predictions = []
+        for suffix, model in (("_original", original), ("", exported)):
+            out = model.forward_with_info(batch.x)
+            predictions.append(out.y_hat)
+            l0["l0" + suffix] += float(out.l0.sum())
+            errors["fvu" + suffix] += float((out.y_hat - batch.y).double().square().sum())
+        apart += float((predictions[0] - predictions[1]).double().square().sum())
+        y_sum, y_square = y_sum + batch.y.double().sum(0).cpu(), y_square + float(batch.y.double().square().sum())
+        hat = predictions[0].double()
+        hat_sum, hat_square = hat_sum + hat.sum(0).cpu(), hat_square + float(hat.square().sum())
+    variation = y_square - float(y_sum.square().sum()) / tokens
+    return {
+        "exact": False, "method": method, "tokens": tokens,
+        **{name: round(total / tokens, 4) for name, total in l0.items()},
+        **{name: float(f"{error / variation:.6g}") for name, error in errors.items()},
+        "fvu_of_original_output": float(f"{apart / (hat_square - float(hat_sum.square().sum()) / tokens):.6g}"),
+    }  # fmt: skip

@@ -1,0 +1,58 @@
+"""Whose file is this? ``Transcoder.load`` asks here for everything that this project did not write."""
+
+from collections.abc import Callable
+
+import torch
+
+from transcoders.dictionary.transcoder import WEIGHTS, Transcoder
+from transcoders.errors import UserError
+from transcoders.formats import circuit_tracer, gemma_scope, saelens, sparsify
+from transcoders.formats.locate import Source, locate
+
+Reader = Callable[[Source, torch.device | str], Transcoder]
+READERS: dict[str, Reader] = {
+    "params.npz": gemma_scope.read_first,
+    "params.safetensors": gemma_scope.read_second,
+    saelens.WEIGHTS: saelens.read,
+    sparsify.WEIGHTS: sparsify.read,
+}
+"""The file that only this format has, and its reader."""
+PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
+
+
+def read(reference: str, device: torch.device | str = "cpu") -> Transcoder:
+    """The transcoder at a local path or at ``org/repo:folder`` on the Hub.
+
+    Raises:
+        UserError: nothing is there, or nothing that is known; see the readers for the rest.
+    """
+    source = locate(reference)
+    path = source.folder
+    if path.is_file():
+        if path.suffix == ".safetensors" and (path.parent / circuit_tracer.CONFIG).is_file():
+            return circuit_tracer.read(source, device)
+        source = source._replace(folder=path.parent, path=str(path.parent.resolve()))
+    elif (path / WEIGHTS).is_file():
+        return Transcoder.load(path, device)
+    for name, reader in READERS.items():
+        if (source.folder / name).is_file() and path.name in (name, source.folder.name):
+            return reader(source, device)
+    raise UserError(_unknown(source))
+
+
+def _unknown(source: Source) -> str:
+    path = source.folder
+    if not path.is_dir():
+        return f"{source.name}: there is no such file or folder"
+    if (path / circuit_tracer.CONFIG).is_file():
+        return (
+            f"{source.name}: is a set of many layers; name one of its files, such as {source.name}/layer_0.safetensors"
+        )
+    names = sorted(entry.name for entry in path.iterdir())
+    pickles = [name for name in names if name.endswith(PICKLES)]
+    if pickles:
+        return f"{source.name}: holds only pickles ({pickles[0]}), which could run any code; ask for safetensors"
+    return (
+        f"{source.name}: holds {', '.join(names) or 'nothing'}; expected {WEIGHTS} (ours), {', '.join(READERS)} "
+        f"or {circuit_tracer.CONFIG}"
+    )

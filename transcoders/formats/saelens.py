@@ -1,0 +1,93 @@
+"""SAELens's transcoders: ``cfg.json`` and ``sae_weights.safetensors``."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from transcoders.dictionary.transcoder import Encoder, Transcoder
+from transcoders.errors import UserError
+from transcoders.files import replacing, write_json
+from transcoders.formats.build import Stored, build
+from transcoders.formats.locate import Source
+from transcoders.formats.weights import open_weights, read_json
+
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+TENSORS = {
+    "W_enc": Stored("W_enc", transposed=True),
+    "b_enc": Stored("b_enc"),
+    "W_dec": Stored("W_dec"),
+    "b_dec": Stored("b_dec"),
+}
+THRESHOLD = {"threshold": Stored("threshold")}
+SKIP = {"W_skip": Stored("W_skip")}
+ARCHITECTURES: dict[str, tuple[Encoder, bool]] = {
+    "transcoder": ("relu", False),
+    "skip_transcoder": ("relu", True),
+    "jumprelu_transcoder": ("jumprelu", False),
+    "jumprelu_skip_transcoder": ("jumprelu", True),
+}
+"""SAELens's name -> our encoder, and whether there is a skip connection."""
+PLAIN = {"apply_b_dec_to_input": False, "normalize_activations": "none", "reshape_activations": "none"}
+
+
+def read(source: Source, device: torch.device | str) -> Transcoder:
+    """A folder as SAELens's ``save_model`` writes it.
+
+    Raises:
+        UserError: its architecture is no transcoder's, or it normalises or reshapes activations.
+    """
+    config = read_json(source.folder / CONFIG)
+    architecture = config.get("architecture")
+    if architecture not in ARCHITECTURES:
+        raise UserError(
+            f"{source.name}: architecture is {architecture!r}; transcoders in SAELens are "
+            f"{', '.join(ARCHITECTURES)} (an autoencoder maps a place to itself and replaces no MLP)"
+        )
+    for key, value in PLAIN.items():
+        if config.get(key, value) != value:
+            raise UserError(f"{source.name}: {key} is {config[key]!r}, expected {value!r}; fold it into the weights")
+    encoder, skip = ARCHITECTURES[architecture]
+    layout = TENSORS | (THRESHOLD if encoder == "jumprelu" else {}) | (SKIP if skip else {})
+    model = build(open_weights(source.folder / WEIGHTS), layout, encoder, None, _provenance(config, source), device)
+    for key, found in (("d_in", model.config.d_in), ("d_out", model.config.d_out), ("d_sae", model.config.d_hidden)):
+        if config.get(key) != found:
+            raise UserError(f"{source.name}: {CONFIG} says {key} = {config.get(key)}, {WEIGHTS} {found}; which is it?")
+    return model
+
+
+def _provenance(config: dict[str, Any], source: Source) -> dict[str, Any]:
+    said = config.get("metadata") or {}
+    hook = str(said.get("hook_name") or "")
+    parts = [int(part) for part in hook.split(".") if part.isdigit()]
+    return {
+        "source": source.name, "format": "saelens", "layer": parts[0] if parts else None,
+        "model": said.get("model_name"), "hook_in": hook or None, "hook_out": said.get("hook_name_out"),
+        "hf_hook_in": said.get("hf_hook_name"), "hf_hook_out": said.get("hf_hook_name_out"),
+        "gain_applied": not hook.endswith("ln2.hook_normalized"),
+    }  # fmt: skip
+
+
+def write(model: Transcoder, folder: Path, metadata: dict[str, Any]) -> None:
+    """A raw-unit transcoder without TopK as a folder that ``SAE.load_from_disk`` reads."""
+    names = {pair: name for name, pair in ARCHITECTURES.items()}
+    config = model.config
+    encoder: Encoder = "relu" if config.encoder == "relu" else "jumprelu"
+    tensors = {
+        name: (value.detach().T if name == "W_enc" else value.detach()).contiguous().cpu()
+        for name, value in model.named_parameters()
+    }
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary)
+    said = config.provenance
+    write_json(folder / CONFIG, {
+        "architecture": names[encoder, config.skip],
+        "d_in": config.d_in, "d_out": config.d_out, "d_sae": config.d_hidden,
+        "dtype": str(model.W_enc.dtype).removeprefix("torch."), "device": "cpu", **PLAIN,
+        "metadata": {
+            "model_name": said.get("model"), "hook_name": said.get("hook_in"), "hook_name_out": said.get("hook_out"),
+            "hf_hook_name": said.get("hf_hook_in"), "hf_hook_name_out": said.get("hf_hook_out"),
+            "prepend_bos": True, **metadata,
+        },
+    })  # fmt: skip

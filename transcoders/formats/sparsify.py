@@ -1,0 +1,73 @@
+"""sparsify's transcoders: ``cfg.json`` and ``sae.safetensors``."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from transcoders.dictionary.transcoder import Transcoder
+from transcoders.errors import UserError
+from transcoders.files import replacing, write_json
+from transcoders.formats.build import Stored, build
+from transcoders.formats.locate import Source
+from transcoders.formats.weights import open_weights, read_json
+
+CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+TENSORS = {
+    "W_enc": Stored("encoder.weight"),
+    "b_enc": Stored("encoder.bias"),
+    "W_dec": Stored("W_dec"),
+    "b_dec": Stored("b_dec"),
+}
+SKIP = {"W_skip": Stored("W_skip")}
+ACTIVATIONS = ("topk", "groupmax")
+
+
+def read(source: Source, device: torch.device | str) -> Transcoder:
+    """A folder as sparsify's ``SparseCoder.save_to_disk`` writes it.
+
+    Raises:
+        UserError: it is an autoencoder, or its activation is unknown.
+    """
+    config = read_json(source.folder / CONFIG)
+    if config.get("transcode") is not True:
+        raise UserError(f"{source.name}: transcode is not true: an autoencoder maps a place to itself, not x to y")
+    activation = config.get("activation", "topk")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"{source.name}: activation is {activation!r}; known: {', '.join(ACTIVATIONS)}")
+    k = config.get("k")
+    if not isinstance(k, int):
+        raise UserError(f"{source.name}: k is {k!r} in {CONFIG}; expected the number of active latents")
+    layer = re.search(r"layers[._](\d+)", source.path)
+    provenance = {
+        "source": source.name, "format": "sparsify", "layer": int(layer[1]) if layer else None, "gain_applied": True,
+    }  # fmt: skip
+    layout = TENSORS | (SKIP if config.get("skip_connection") else {})
+    model = build(open_weights(source.folder / WEIGHTS), layout, activation, k, provenance, device)
+    if config.get("d_in") != model.config.d_in:
+        raise UserError(
+            f"{source.name}: {CONFIG} says d_in = {config.get('d_in')}, {WEIGHTS} {model.config.d_in}; which is it?"
+        )
+    return model
+
+
+def write(model: Transcoder, folder: Path, metadata: dict[str, Any]) -> None:
+    """A raw-unit TopK or GroupMax transcoder as a folder that ``SparseCoder.load_from_disk`` reads.
+
+    Raises:
+        UserError: d_in is not d_out, which sparsify has no place for.
+    """
+    config = model.config
+    if config.d_in != config.d_out:
+        raise UserError(f"sparsify knows one width, but d_in = {config.d_in}, d_out = {config.d_out}; use --to saelens")
+    layout = TENSORS | (SKIP if config.skip else {})
+    tensors = {layout[name].name: value.detach().contiguous().cpu() for name, value in model.named_parameters()}
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary)
+    write_json(folder / CONFIG, {
+        "activation": config.encoder, "num_latents": config.d_hidden, "k": config.k, "transcode": True,
+        "skip_connection": config.skip, "normalize_decoder": False, "multi_topk": False, "d_in": config.d_in,
+        "metadata": metadata,
+    })  # fmt: skip
