@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from transcoders.activations.settings import CollectSettings, SplitSettings
+from transcoders.distributed.settings import DistributedSettings
 from transcoders.errors import UserError
 from transcoders.evaluation.absorption_settings import AbsorptionSettings
 from transcoders.evaluation.settings import EvaluateSettings
@@ -37,6 +38,7 @@ class Params(Settings):
     train: TrainSettings
     evaluate: EvaluateSettings
     absorption: AbsorptionSettings
+    distributed: DistributedSettings = DistributedSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
