@@ -1,17 +1,13 @@
 """Two and three gloo processes against one: the same training, from every variant, through deaths and restarts."""
 
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from spread import spread
 from tests_support import make_store
 from training_support import trainer, weights_of
 
@@ -49,25 +45,6 @@ SHARES = {  # (processes, of which share a dictionary): each variant runs in bot
 DYING = {"variant": {"encoder": "batchtopk"}, "changes": CHANGES}
 
 
-def spread(processes, store, out, jobs):
-    """Run ``jobs`` as so many ranks; their exit statuses and what they said."""
-    here = Path(__file__).parent
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    env = os.environ | {
-        "PYTHONPATH": f"{here.parents[1]}:{here.parent}", "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    command = [sys.executable, str(here / "train_job.py"), str(store.path), str(out), json.dumps(jobs)]
-    ranks = [
-        subprocess.Popen(command, env=env | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(processes)
-    ]
-    said = [rank.communicate(timeout=300)[1] for rank in ranks]
-    return [rank.returncode for rank in ranks], said
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """As ``planted``, which the other tests of training use."""
@@ -82,7 +59,9 @@ def store(tmp_path_factory):
 def spread_runs(store, tmp_path_factory):
     """Every run on several ranks: at <processes>/<job>-<latents>, and those that were killed and went on."""
     out = tmp_path_factory.mktemp("runs")
-    statuses, said = spread(2, store, out / "killed", {"sliced": {**DYING, "latents": 2, "kill_at": 7}})
+    statuses, said = spread(
+        2, "train_job.py", store.path, out / "killed", jobs={"sliced": {**DYING, "latents": 2, "kill_at": 7}}
+    )
     assert statuses == [1, -signal.SIGKILL], said
     assert "PeerError: another process of the job is gone" in said[0]
     for processes, latents in ((2, 2), (3, 1)):
@@ -94,7 +73,7 @@ def spread_runs(store, tmp_path_factory):
             for (count, slices), names in SHARES.items() if count == processes for name in names
         }  # fmt: skip
         jobs |= {f"{kind}-{latents}": {**DYING, "latents": latents} for kind in ("whole", "resumed")}
-        statuses, said = spread(processes, store, out / str(processes), jobs)
+        statuses, said = spread(processes, "train_job.py", store.path, out / str(processes), jobs=jobs)
         assert statuses == [0] * processes, said
     return out
 

@@ -37,8 +37,8 @@ class Team:
     global_ranks: tuple[int, ...] = (0,)
 
     def share(self, count: int) -> slice:
-        """This rank's part of ``count`` consecutive things."""
-        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+        """This rank's part of ``count`` consecutive things; where there are few, the first ranks have them."""
+        return slice(*(-(-count * rank // self.size) for rank in (self.rank, self.rank + 1)))
 
     def sum_(self, value: Tensor) -> Tensor:
         """Replace ``value`` by its sum over the ranks; returns it."""
