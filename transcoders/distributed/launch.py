@@ -59,6 +59,7 @@ def _cause(error: object) -> str:
         key=lambda item: (item[1].exitcode == -15, "PeerError" in str(item[1].message), item[1].timestamp),
     )
     if isinstance(failure.message, str):
+        sys.stderr.write("\n")  # a progress bar that was cut off may stand there
         return f"process {rank} of the job ended: {failure.message}; rerun to continue"
     message: str = failure.message["message"]
     if message.startswith(USER_ERROR):

@@ -14,12 +14,14 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from transcoders.devices import resolve_device
 from transcoders.errors import UserError
 
-PATIENCE = timedelta(hours=12)
-"""How long a process waits for another: one that dies is noticed at once, one that is slow is no error."""
+PATIENCE = {"gloo": timedelta(hours=12), "nccl": timedelta(minutes=30)}
+"""How long a process waits for another: gloo notices at once when one dies, nccl not always."""
 T = TypeVar("T")
 
 
@@ -163,7 +165,14 @@ def joined(device: torch.device, latents: int = 1) -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    cuda = device.type == "cuda"
+    backend = "nccl" if cuda else "gloo"
+    # A job that torchrun restarted finds the old one's addresses in the store: each attempt has its own keys.
+    store, rank, size = next(rendezvous("env://", timeout=PATIENCE[backend]))
+    store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=size, timeout=PATIENCE[backend], device_id=device if cuda else None
+    )
     try:
         world = Team(dist.get_rank(), dist.get_world_size(), dist.group.WORLD, tuple(range(dist.get_world_size())))
         yield grid(world, latents)
@@ -181,7 +190,10 @@ def grid(world: Team, latents: int) -> Ranks:
 
 def _team_of(members: list[tuple[int, ...]], rank: int) -> Team:
     """The group that ``rank`` is in; every rank takes part in making all of them."""
-    handles = [dist.new_group(list(ranks), timeout=PATIENCE) if len(ranks) > 1 else None for ranks in members]
+    handles = [
+        dist.new_group(list(ranks), timeout=PATIENCE[dist.get_backend()]) if len(ranks) > 1 else None
+        for ranks in members
+    ]
     for ranks, handle in zip(members, handles, strict=True):
         if rank in ranks:
             return Team(ranks.index(rank), len(ranks), handle, ranks)

@@ -93,8 +93,10 @@ def _set_thresholds(model: Transcoder, latents: SparseLatents) -> None:
     """Let k latents per token be active on average: the k-th largest is a value between the k largest."""
     for group in model.config.groups:
         own = kernels.between(latents, group.start, group.stop)
-        least = torch.segment_reduce(own.values, "min", offsets=own.offsets, initial=torch.inf)
-        least = model.team.min_(least).median()
+        rows = own.rows()
+        chosen = own.values.new_full((own.tokens, group.k), torch.inf)  # a slice has fewer than k of some tokens
+        chosen[rows, torch.arange(len(rows), device=rows.device) - own.offsets[rows]] = own.values
+        least = model.team.min_(chosen.amin(1)).median()
         if model.config.encoder == "relu":
             model.b_enc[group.start : group.stop] -= least
         else:
