@@ -31,6 +31,7 @@ def launched(settings: DistributedSettings, work: Callable[[], None]) -> None:
 def _launch(settings: DistributedSettings) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for noisy in ("torch.distributed", "torch.distributed.elastic"):
@@ -47,6 +48,11 @@ def _launch(settings: DistributedSettings) -> None:
         elastic_launch(config, sys.executable)("-m", spec.name, *sys.argv[1:])
     except ChildFailedError as error:
         raise UserError(_cause(error)) from None
+    except RendezvousError:
+        raise UserError(
+            f"distributed.rendezvous: the hosts of the job did not meet at {settings.rendezvous}, or one of them left "
+            "and says why; rerun on all of them to continue"
+        ) from None
     except SignalException as error:
         raise KeyboardInterrupt from error
 
