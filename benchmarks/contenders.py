@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from transcoders import kernels
+from transcoders.dictionary.transcoder import TranscoderConfig
 from transcoders.kernels import SparseLatents
 from transcoders.kernels.adam import adam_step_, projected_square_norm
+from transcoders.training.settings import VariantSettings
 
 LR = 1e-4
 AUX_COEFFICIENT = 1 / 32
@@ -76,6 +78,21 @@ def groupmax(x: Tensor, p: Problem) -> SparseLatents:
 
 def bucketed(x: Tensor, p: Problem) -> SparseLatents:
     return kernels.bucketed_encode(x, p.W_enc, p.b_enc, p.size.k, buckets=8 * p.size.k)
+
+
+def nested(x: Tensor, p: Problem) -> SparseLatents:
+    """As the variant ``matryoshka`` encodes: each of the groups chooses its own share of k."""
+    groups = nested_config(p.size).groups
+    sizes = [group.stop - group.start for group in groups]
+    parts = zip(groups, p.W_enc.split(sizes), p.b_enc.split(sizes), strict=True)
+    return kernels.concatenate([kernels.topk_encode(x, W, b, group.k) for group, W, b in parts])
+
+
+def nested_config(size: Size) -> TranscoderConfig:
+    """The delivered nested variants' groups, at this size."""
+    variant = VariantSettings(prefixes=(1 / 16, 1 / 8, 1 / 4, 1 / 2, 1))
+    prefixes, ks = variant.sizes(size.d_hidden), variant.ks(size.k)
+    return TranscoderConfig(d_in=size.d, d_out=size.d, d_hidden=size.d_hidden, k=size.k, prefixes=prefixes, prefix_k=ks)
 
 
 def ours(

@@ -65,11 +65,9 @@ def _matmul(p: Problem) -> Callable[[], Tensor]:
 
 
 def _options(p: Problem) -> dict[str, Step]:
-    F = p.size.d_hidden
-    groups = (F // 32, F // 16, F // 8, F // 4, F)
     return {
         "topk": contenders.ours(p),
-        "nested": contenders.ours(p, prefixes=groups),
+        "nested": contenders.ours(p, encode=contenders.nested, prefixes=contenders.nested_config(p.size).prefixes),
         "auxk": contenders.ours(p, dead=0.05),
         "auxk_quarter": contenders.ours(p, dead=0.05, aux_share=0.25),
         "batchtopk": contenders.ours(p, encode=contenders.batchtopk),

@@ -138,18 +138,36 @@ def firing_density(density: pd.DataFrame, colours: Colours) -> Figure:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.8), layout="constrained")
         axes = figure.subplots()
-        for name, table in bins.groupby("run", sort=False):
-            place = table["log10_frequency"]
-            axes.fill_between(place, table["share"], step="mid", color=colours[str(name)], alpha=0.1)
-            axes.step(place, table["share"], where="mid", color=colours[str(name)])
+        draw_histograms(axes, bins, "log10_frequency", colours)
         draw_never(axes, never, colours)
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
         axes.set_title("How often latents fire on held-out documents")
         axes.set_xlabel(r"firing frequency, $\log_{10}$ of the share of tokens")
-        axes.set_ylabel("share of latents per bin")
         legend_of_runs(figure, colours)
     return figure
+
+
+def detection_scores(scores: pd.DataFrame, colours: Colours) -> Figure:
+    """How well the latents' descriptions tell where they fire: a histogram of the scores, with chance marked."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+        axes = figure.subplots()
+        draw_histograms(axes, scores, "score", colours)
+        axes.axvline(0.5, color="0.5", linewidth=0.8, linestyle=":")
+        axes.annotate("chance", (0.5, 1), (-3, -3), ("data", "axes fraction"), "offset points", ha="right", va="top")
+        axes.set_title("How well descriptions tell unseen contexts")
+        axes.set_xlabel("detection score (balanced accuracy)")
+        legend_of_runs(figure, colours)
+    return figure
+
+
+def draw_histograms(axes: Axes, bins: pd.DataFrame, place: str, colours: Colours) -> None:
+    """Shares of latents by the bins' centres, a curve of steps for each run."""
+    for name, table in bins.groupby("run", sort=False):
+        axes.fill_between(table[place], table["share"], step="mid", color=colours[str(name)], alpha=0.1)
+        axes.step(table[place], table["share"], where="mid", color=colours[str(name)])
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+    axes.set_ylabel("share of latents per bin")
 
 
 def draw_never(axes: Axes, never: pd.DataFrame, colours: Colours) -> None:

@@ -10,9 +10,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from transcoders.activations.settings import CollectSettings, SplitSettings
+from transcoders.circuits.settings import CircuitSettings
 from transcoders.errors import UserError
 from transcoders.evaluation.absorption_settings import AbsorptionSettings
 from transcoders.evaluation.settings import EvaluateSettings
+from transcoders.features.settings import FeatureSettings
 from transcoders.settings import ModelSettings, Settings
 from transcoders.training.settings import TrainSettings, VariantSettings
 
@@ -37,6 +39,8 @@ class Params(Settings):
     train: TrainSettings
     evaluate: EvaluateSettings
     absorption: AbsorptionSettings
+    features: FeatureSettings
+    circuits: CircuitSettings
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -47,6 +51,9 @@ class Params(Settings):
                 raise ValueError(
                     f"runs.layers: layer {layer} is not in collect.layers {self.collect.layers}; add it there"
                 )
+        for seed in self.circuits.seeds:
+            if seed not in self.runs.seeds:
+                raise ValueError(f"circuits.seeds: seed {seed} is not in runs.seeds {self.runs.seeds}; add it there")
         for variant in self.runs.variants:
             if variant not in self.variants:
                 raise ValueError(

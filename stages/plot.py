@@ -1,7 +1,7 @@
 """Stage ``plot``: the runs' curves, densities and comparison, as tables for ``dvc plots`` and as
 figures for papers.
 
-Reads ``models/<run>/history.csv``, ``data/{density,groups,overlap}/<run>.csv``, ``data/compare.csv``
+Reads ``models/<run>/history.csv``, ``data/{density,groups,overlap,scores}/<run>.csv``, ``data/compare.csv``
 and ``data/pruned.csv``; writes
 ``plots/data/*.csv`` and ``plots/figures/*.{png,svg}``, the same bytes for the same input.
 """
@@ -35,6 +35,7 @@ def run(run_names: Sequence[str], root: Path) -> None:
     comparison = read_table(root / "data/compare.csv", "compare")
     groups = stack({name: read_table(root / f"data/groups/{name}.csv", f"evaluate@{name}") for name in run_names})
     overlap = stack({name: read_table(root / f"data/overlap/{name}.csv", f"evaluate@{name}") for name in run_names})
+    scores = stack({name: read_table(root / f"data/scores/{name}.csv", f"features@{name}") for name in run_names})
     prefixes = by_prefix(groups, pd.read_csv(root / "data/pruned.csv"))
     curves = stack({name: thin(history) for name, history in histories.items()})
     density = stack({name: shares(table) for name, table in densities.items()})
@@ -43,6 +44,7 @@ def run(run_names: Sequence[str], root: Path) -> None:
         (out / "data").mkdir(parents=True)
         write_table(out / "data/curves.csv", curves)
         write_table(out / "data/density.csv", density)
+        write_table(out / "data/scores.csv", scores)
         write_table(out / "data/comparison.csv", comparison)
         write_table(out / "data/prefixes.csv", prefixes)
 
@@ -51,6 +53,7 @@ def run(run_names: Sequence[str], root: Path) -> None:
         drawn = {
             "training_curves": figures.training_curves(curves, colours),
             "firing_density": figures.firing_density(density, colours),
+            "detection_scores": figures.detection_scores(scores, colours),
             "comparison": figures.comparison(comparison, colours),
             "frontier": figures.frontier(comparison, colours),
         }

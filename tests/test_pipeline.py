@@ -21,8 +21,8 @@ from transcoders import Transcoder
 from transcoders.training.settings import VariantSettings
 
 ROOT = Path(__file__).parents[1]
-ALL = ["model", "collect", "split", "words", "train", "evaluate", "absorption", "compare", "plot"]
-AFTER_A_TRAINING_PARAMETER = ["train", "evaluate", "absorption", "compare", "plot"]
+ALL = ["model", "collect", "split", "words", "train", "evaluate", "absorption", "features", "compare", "plot"]
+AFTER_A_TRAINING_PARAMETER = ["train", "evaluate", "absorption", "features", "compare", "plot"]
 
 
 class Pipeline:
@@ -113,6 +113,19 @@ def test_the_results_are_real(pipeline):
     assert "topk-0-0" in (pipeline.root / "data/compare.md").read_text()
 
 
+def test_every_living_latent_is_described_scored_and_shown(pipeline):
+    metrics = json.loads((pipeline.root / "metrics/features/topk-0-0.json").read_text())
+    latents = pd.read_parquet(pipeline.root / "data/features/topk-0-0.parquet")
+    contexts = pd.read_parquet(pipeline.root / "data/features/topk-0-0-contexts.parquet")
+    assert len(latents) == metrics["living"] > 100
+    assert set(contexts["latent"]) <= set(latents["latent"])
+    assert latents["description"].str.match("fires on (“|held-out text alone)").all()
+    assert metrics["detection_score_low"] > 0.5
+    assert (pipeline.root / "data/features/topk-0-0/index.html").is_file()
+    nested = pd.read_parquet(pipeline.root / "data/features/plt-0-0.parquet")
+    assert nested["group"].max() == 5
+
+
 def test_prefixes_stages_and_pruned_dictionaries_are_compared(pipeline):
     groups = pd.read_csv(pipeline.root / "data/groups/plt-0-0.csv")
     assert groups["stop"].tolist() == [80, 160, 320, 640, 1280]
@@ -172,8 +185,8 @@ def test_training_killed_at_random_points_gives_the_same_bytes(restored):
 
 
 def test_a_training_parameter_reruns_training_and_what_follows(restored):
-    restored.set(train__k=8)
-    assert sorted(restored.repro()) == sorted(AFTER_A_TRAINING_PARAMETER)
+    output = restored.run("dvc", "exp", "run", "-S", "train.k=8", "--name", "eight")
+    assert sorted(ran(output)) == sorted(AFTER_A_TRAINING_PARAMETER)
     assert json.loads((restored.root / "metrics/evaluate/topk-0-0.json").read_text())["l0"] <= 8
     assert "k" in restored.run("dvc", "params", "diff")
     assert "fvu" in restored.run("dvc", "metrics", "diff")
@@ -181,14 +194,18 @@ def test_a_training_parameter_reruns_training_and_what_follows(restored):
     restored.run("dvc", "plots", "diff", "--out", str(page))
     html = (page / "index.html").read_text()
     assert html.count("vegaEmbed") > 5
-
-
-def test_an_experiment_reruns_the_same(restored):
-    output = restored.run("dvc", "exp", "run", "-S", "train.k=12", "--name", "twelve")
-    assert sorted(ran(output)) == sorted(AFTER_A_TRAINING_PARAMETER)
     table = restored.run("dvc", "exp", "show", "--csv")
-    assert "twelve" in table
+    assert "eight" in table
     assert "train.k" in table
+
+
+def test_editing_the_parameter_does_the_same_and_results_come_back_from_the_run_cache(restored):
+    restored.set(train__k=8)
+    output = restored.run("dvc", "repro")
+    assert ran(output) == []
+    cached = set(re.findall(r"Stage '([^'@]+)[^']*' is cached", output))
+    assert cached == set(AFTER_A_TRAINING_PARAMETER)
+    assert json.loads((restored.root / "metrics/evaluate/topk-0-0.json").read_text())["l0"] <= 8
 
 
 def test_a_mistyped_experiment_key_is_refused(restored):

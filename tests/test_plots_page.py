@@ -44,6 +44,12 @@ nested-9-0,trained,9,640,16,16,0.4,0.8,0.01,nested-9-0
 nested-9-0,trained,9,5120,32,32,0.26,0.92,0.03,nested-9-0
 topk-9-0,pruned,9,640,16,16,0.7,0.6,,topk-9-0 pruned
 """
+SCORES = """run,score,latents,share
+topk-9-0,0.475,1,0.25
+topk-9-0,0.725,3,0.75
+nested-9-0,0.475,2,0.5
+nested-9-0,0.725,2,0.5
+"""
 MARKS = {  # what each chart must at least draw, as Vega names the groups of its SVG
     "loss": "mark-line",
     "nmse": "mark-line",
@@ -52,6 +58,7 @@ MARKS = {  # what each chart must at least draw, as Vega names the groups of its
     "learning_rate": "mark-line",
     "loss_by_step": "mark-line",
     "firing_density": "mark-area",
+    "detection_score": "mark-area",
     "fvu": "mark-rect",
     "loss_recovered": "mark-rect",
     "l0_fvu": "mark-symbol",
@@ -91,6 +98,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "density.csv": DENSITY,
         "comparison.csv": COMPARISON,
         "prefixes.csv": PREFIXES,
+        "scores.csv": SCORES,
     }.items():
         (root / "plots/data").mkdir(parents=True, exist_ok=True)
         (root / "plots/data" / path).write_text(content)

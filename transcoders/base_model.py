@@ -114,6 +114,12 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def load_model(folder: Path, device: torch.device) -> Any:
+    """Load a fetched model as its Hugging Face class, in float32."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.to(device).eval()
+
+
 def load_bridge(folder: Path, device: torch.device) -> Any:
     """Load a fetched model as a TransformerLens ``TransformerBridge`` in float32.
 

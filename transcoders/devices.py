@@ -48,6 +48,11 @@ def matmul_precision(device: torch.device, *, bf16: bool) -> Iterator[None]:
             yield
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether there are units for bfloat16 products (AMX, tensor cores); without, they are slower than float32."""
+    return torch.cpu._is_amx_tile_supported() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed, on a GPU or in main memory."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

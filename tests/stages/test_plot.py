@@ -15,7 +15,7 @@ from transcoders.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 RUNS = ["topk-9-0", "nested-9-0", "topk-0-0"]
-PLAIN_FIGURES = ["comparison", "firing_density", "frontier", "training_curves"]
+PLAIN_FIGURES = ["comparison", "detection_scores", "firing_density", "frontier", "training_curves"]
 FIGURES = [*PLAIN_FIGURES, "dead_by_group", "decoder_overlap", "prefixes", "stages"]
 
 
@@ -45,6 +45,10 @@ def history(steps: int, stages: int = 0) -> pd.DataFrame:
 def density() -> pd.DataFrame:
     edges = [-np.inf, *np.arange(-4, 0, 0.25)]
     return pd.DataFrame({"log10_frequency": edges, "latents": [7, 0, 0, 0, 0, *range(1, 9), 0, 0, 0, 0]})
+
+
+def scores() -> pd.DataFrame:
+    return pd.DataFrame({"score": [0.475, 0.525, 0.975], "latents": [1, 2, 1], "share": [0.25, 0.5, 0.25]})
 
 
 def comparison() -> pd.DataFrame:
@@ -81,7 +85,8 @@ def root(tmp_path: Path) -> Path:
         (tmp_path / "models" / name).mkdir(parents=True)
         nested = name.startswith("nested")
         history(3000, stages=int(nested)).to_csv(tmp_path / "models" / name / "history.csv", index=False)
-        for kind, table in {"density": density(), "groups": groups(nested), "overlap": overlap(nested)}.items():
+        tables = {"density": density(), "groups": groups(nested), "overlap": overlap(nested), "scores": scores()}
+        for kind, table in tables.items():
             (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
             table.to_csv(tmp_path / "data" / kind / f"{name}.csv", index=False)
     comparison().to_csv(tmp_path / "data/compare.csv", index=False)
@@ -102,7 +107,7 @@ def test_tables_and_figures_are_written_and_are_the_same_bytes_again(root: Path)
 
     assert files_under(root / "plots") == first
     assert sorted(first) == sorted(
-        ["data/comparison.csv", "data/curves.csv", "data/density.csv", "data/prefixes.csv"]
+        ["data/comparison.csv", "data/curves.csv", "data/density.csv", "data/prefixes.csv", "data/scores.csv"]
         + [f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
     )
     assert not list(root.glob(".plots*"))

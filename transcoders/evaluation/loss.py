@@ -54,20 +54,20 @@ def context_batches(rows: list[NDArray[np.int64]], document: NDArray[np.int64], 
     return result
 
 
+def no_losses(names: list[str], documents: int) -> ModelLosses:
+    """Sums to add to, of the clean model and of replacements ``names``."""
+    empty = torch.zeros(documents, dtype=torch.float64)
+    ce, kl, agreement = ({name: empty.clone() for name in names} for _ in range(3))
+    return ModelLosses(empty.clone(), ce, kl, agreement, empty.clone())
+
+
 @torch.inference_mode()
 def model_losses(
     bridge: Any, tap: Tap, batches: list[ContextBatch], replacements: Mapping[str, Predictor], documents: int
 ) -> ModelLosses:
     """Run the model clean and with each replacement spliced in at the tap (at every token but BOS)."""
     device = next(bridge.original_model.parameters()).device
-    empty = {name: torch.zeros(documents, dtype=torch.float64) for name in replacements}
-    losses = ModelLosses(
-        torch.zeros(documents, dtype=torch.float64),
-        {n: v.clone() for n, v in empty.items()},
-        {n: v.clone() for n, v in empty.items()},
-        {n: v.clone() for n, v in empty.items()},
-        torch.zeros(documents, dtype=torch.float64),
-    )
+    losses = no_losses(list(replacements), documents)
     total = sum(int(batch.mask[:, 1:].sum()) for batch in batches)
     with tqdm(desc="model loss", total=total, unit="tok") as bar:
         for batch in batches:
@@ -105,12 +105,14 @@ def _add_batch(
     for start in range(0, len(target), ROWS_PER_CHUNK):
         rows = slice(start, start + ROWS_PER_CHUNK)
         chunk = {name: values[rows] for name, values in states.items()}
-        _add_rows(losses, bridge.original_model, clean[rows], chunk, target[rows, None], owner[rows])
+        add_rows(losses, bridge.original_model, clean[rows], chunk, target[rows, None], owner[rows])
 
 
-def _add_rows(
+def add_rows(
     losses: ModelLosses, model: Any, clean_states: Tensor, states: dict[str, Tensor], target: Tensor, owner: Tensor
 ) -> None:
+    """Add what the model predicts from final states [tokens, d_model]: the clean ones and each replacement's."""
+
     def log_probabilities(values: Tensor) -> Tensor:
         logits = model.get_output_embeddings()(values).float()
         cap = getattr(model.config, "final_logit_softcapping", None)

@@ -1,0 +1,157 @@
+"""Direct effects: sums, gradients of the linearised model, a planted circuit, the real model."""
+
+import pytest
+import torch
+from circuits_support import LAYERS, SETTINGS, random_transcoders, tiny_gemma, tiny_llama
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+from transformers.models.gemma3 import modeling_gemma3
+
+from transcoders.circuits.attribution import Targets, attribute
+from transcoders.circuits.frozen import freeze
+from transcoders.circuits.graph import Output
+from transcoders.circuits.layout import replaced, take_apart
+from transcoders.errors import UserError
+
+TOKENS = torch.tensor([2, 7, 31, 7, 12, 44])
+
+
+def difference_of(frozen, first=3, second=9):
+    U = frozen.layout.unembedding
+    return Targets([Output("a − b", first, 1.0, 0.1)], (U[first] - U[second])[None])
+
+
+@pytest.mark.parametrize("make", [tiny_gemma, tiny_llama])
+@pytest.mark.parametrize("config", [{}, {"skip": True}, {"encoder": "jumprelu"}])
+def test_effects_sum_to_every_pre_activation_and_to_the_logit_difference(make, config):
+    layout = take_apart(make())
+    frozen = freeze(layout, random_transcoders(**config), TOKENS)
+    graph = attribute(frozen, difference_of(frozen), SETTINGS)
+    assert len(graph.rows) == len(graph.layer) > 20
+    torch.testing.assert_close(graph.effects.sum(1) + graph.constant, graph.target, rtol=1e-9, atol=1e-9)
+    assert float(graph.sum_errors().max()) < 1e-9
+    logits = layout.model(TOKENS[None]).logits[0, -1]
+    assert float(graph.target[0]) == pytest.approx(float(logits[3] - logits[9]), rel=1e-5)
+
+
+def test_layers_without_a_transcoder_are_errors():
+    layout = take_apart(tiny_gemma())
+    frozen = freeze(layout, random_transcoders([1, 3]), TOKENS)
+    graph = attribute(frozen, difference_of(frozen), SETTINGS)
+    assert set(graph.layer.tolist()) == {1, 3}
+    assert float(graph.sum_errors().max()) < 1e-9
+
+
+def test_nothing_acts_on_what_comes_before_it():
+    frozen = freeze(take_apart(tiny_gemma()), random_transcoders(), TOKENS)
+    graph = attribute(frozen, difference_of(frozen), SETTINGS)
+    own = graph.effects[graph.own, : len(graph.layer)]
+    later = graph.layer >= graph.layer[graph.rows][:, None]
+    right = graph.position > graph.position[graph.rows][:, None]
+    assert float(own[later | right].abs().max()) == 0
+    assert float(own.abs().max()) > 0
+
+
+@pytest.fixture
+def frozen_norms_and_attention(monkeypatch):
+    """Makes the library's own Gemma linear: what the attention and the norms divide by is detached."""
+
+    def norm(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps).detach() * (1 + self.weight)
+
+    def attention(module, query, key, value, mask, **options):
+        return modeling_gemma3.eager_attention_forward(module, query.detach(), key.detach(), value, mask, **options)
+
+    monkeypatch.setattr(modeling_gemma3.Gemma3RMSNorm, "forward", norm)
+    AttentionInterface.register("frozen", attention)
+    AttentionMaskInterface.register("frozen", eager_mask)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_effects_are_gradients_of_the_linearised_model(skip, frozen_norms_and_attention):
+    """Through the library's own forward pass and autograd, not through anything of ours."""
+    model, transcoders = tiny_gemma(), random_transcoders(skip=skip)
+    layout = take_apart(model)
+    frozen = freeze(layout, transcoders, TOKENS)
+    graph = attribute(frozen, difference_of(frozen), SETTINGS)
+    model.set_attn_implementation("frozen")
+    T = len(TOKENS)
+    latents = [step.site.value.clone().requires_grad_() for step in frozen.steps]
+    errors = [step.error.clone().requires_grad_() for step in frozen.steps]
+    embedding = frozen.embedding.clone().requires_grad_()
+    seen = {}
+
+    def replacement(layer):
+        def replace(x):
+            site = frozen.steps[layer].site
+            seen[layer] = (x[0, site.position] * site.encoder).sum(1) + site.encoder_bias
+            y = site.bias.index_add(0, site.position, latents[layer][:, None] * site.decoder)
+            if skip:
+                y = y + x[0] @ site.skip.T
+            return (y + errors[layer])[None]
+
+        return replace
+
+    with replaced(layout, {layer: replacement(layer) for layer in range(LAYERS)}):
+        # At BOS `replaced` keeps the model's own MLP; here all of it is an error node.
+        own_mlp = {layer: frozen.steps[layer].y[0] for layer in range(LAYERS)}
+        handles = [
+            layout.layers[n].mlp_out.register_forward_hook(
+                lambda m, a, y, n=n: torch.cat([errors[n][:1][None] + 0 * own_mlp[n], y[:, 1:]], 1)
+            )
+            for n in range(LAYERS)
+        ]
+        logits = model(inputs_embeds=embedding[None]).logits[0, -1]
+        for handle in handles:
+            handle.remove()
+    sources = [*latents, *errors, embedding]
+
+    def effects_on(target):
+        grads = torch.autograd.grad(target, sources, retain_graph=True, allow_unused=True)
+        grads = [torch.zeros_like(s) if g is None else g for g, s in zip(grads, sources, strict=True)]
+        parts = [g * s for g, s in zip(grads, sources, strict=True)]
+        return torch.cat([*parts[:LAYERS], *(p.sum(1) for p in parts[LAYERS:])]).detach()
+
+    assert graph.effects.shape[1] == sum(map(len, latents)) + (LAYERS + 1) * T
+    torch.testing.assert_close(graph.effects[0], effects_on(logits[3] - logits[9]), rtol=1e-9, atol=1e-11)
+    pre_activations = torch.cat([seen[layer] for layer in range(LAYERS)])
+    torch.testing.assert_close(pre_activations, graph.value, rtol=1e-9, atol=1e-11)
+    for row in range(0, len(graph.rows), 5):
+        expected = effects_on(pre_activations[graph.rows[row]])
+        torch.testing.assert_close(graph.effects[1 + row], expected, rtol=1e-9, atol=1e-11)
+
+
+def test_the_most_influential_latents_are_traced_first():
+    frozen = freeze(take_apart(tiny_gemma()), random_transcoders(), TOKENS)
+    whole = attribute(frozen, difference_of(frozen), SETTINGS)
+    part = attribute(frozen, difference_of(frozen), SETTINGS.model_copy(update={"max_latents": 20}))
+    assert len(part.rows) == 20
+    same = torch.nonzero(whole.rows[None] == part.rows[:, None])[:, 1]
+    torch.testing.assert_close(part.effects[part.own], whole.effects[whole.own][same])
+    from transcoders.circuits.graph import influence
+
+    best = influence(whole)[: len(whole.layer)].topk(10).indices
+    assert len(set(best.tolist()) & set(part.rows.tolist())) >= 7
+
+
+def test_a_transcoder_of_another_model_or_layer_is_refused():
+    layout = take_apart(tiny_gemma())
+    with pytest.raises(UserError, match="maps 8 to 8 dimensions, the model has 16"):
+        freeze(layout, random_transcoders([0], d_model=8), TOKENS)
+    with pytest.raises(UserError, match="for layer 4; this model has layers 0 to 3"):
+        freeze(layout, random_transcoders([4]), TOKENS)
+
+
+def test_a_model_of_unknown_layout_is_refused():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with pytest.raises(UserError, match="GPT2LMHeadModel has others"):
+        take_apart(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9)))
+
+
+def test_a_model_that_does_more_is_refused():
+    model = tiny_gemma()
+    layout = take_apart(model)
+    model.model.layers[1].register_forward_hook(lambda module, arguments, out: out + 1)
+    with pytest.raises(UserError, match="gives other logits"):
+        freeze(layout, random_transcoders(), TOKENS)

@@ -1,0 +1,183 @@
+"""Influence and pruning against the dense definition; a planted circuit is recovered; the real model."""
+
+import pytest
+import torch
+from circuits_support import SETTINGS, random_transcoders, tiny_gemma, tiny_llama
+from test_attribution import TOKENS, difference_of
+
+from transcoders.base_model import load_tokenizer
+from transcoders.circuits.attribution import Targets, attribute, difference, top_logits
+from transcoders.circuits.frozen import freeze
+from transcoders.circuits.graph import Output, influence, prune, scores
+from transcoders.circuits.layout import load_layout, take_apart
+from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
+from transcoders.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def graph():
+    frozen = freeze(take_apart(tiny_gemma()), random_transcoders(), TOKENS)
+    return attribute(frozen, difference_of(frozen), SETTINGS)
+
+
+def test_influence_is_the_geometric_series(graph):
+    columns = graph.effects.shape[1]
+    A = torch.zeros(columns + 1, columns + 1, dtype=torch.float64)  # the output is the last node
+    A[-1, :-1] = graph.effects[0]
+    A[graph.rows, :-1] = graph.effects[graph.own]
+    A = A.abs() / A.abs().sum(1, keepdim=True).clamp(min=1e-20)
+    series = torch.linalg.inv(torch.eye(columns + 1, dtype=torch.float64) - A)
+    torch.testing.assert_close(influence(graph), series[-1, :-1])
+
+
+def test_pruning_keeps_the_share_of_influence_asked_for(graph):
+    whole = prune(graph, 1.0, 1.0)
+    assert whole.nodes[influence(graph) > 1e-6].all()
+    small, smaller = prune(graph, 0.8, 0.98), prune(graph, 0.5, 0.9)
+    assert smaller.nodes.sum() < small.nodes.sum() < whole.nodes.sum()
+    assert smaller.edges.sum() < small.edges.sum() < whole.edges.sum()
+    reached = influence(graph)
+    assert float(reached[small.nodes].sum() / reached.sum()) == pytest.approx(0.8, abs=0.05)
+
+
+def test_what_is_kept_is_connected(graph):
+    nodes, edges, _ = prune(graph, 0.6, 0.9)
+    ends = torch.zeros_like(nodes)
+    ends[graph.embeddings] = True
+    assert not (edges & ~nodes).any()
+    assert (edges.any(0) | ends)[nodes].all(), "every kept node acts on something"
+    own = edges[graph.own]
+    assert own[nodes[graph.rows]].any(1).all(), "every kept latent has a cause"
+    assert not own[~nodes[graph.rows]].any()
+
+
+def test_scores_are_1_without_errors(graph):
+    found = scores(graph)
+    assert 0 < found.replacement < 1
+    assert 0 < found.completeness < 1
+    without = graph.effects.clone()
+    without[:, graph.errors] = 0
+    perfect = scores(graph._replace(effects=without))
+    assert perfect.replacement == pytest.approx(1)
+    assert perfect.completeness == pytest.approx(1)
+
+
+A, B, DECOY, NOISE = 0, 1, 2, 3
+FIRST, SECOND = 7, 12  # tokens that the planted latents of layer 0 detect
+ANSWER, FOIL = 3, 9
+
+
+@pytest.fixture
+def planted():
+    """Layer 0: latents A and B fire on two tokens, a decoy on both. Layer 2: one latent needs A, and writes the answer.
+
+    The MLPs themselves are these transcoders, so nothing is left to errors.
+    """
+    model = tiny_llama()
+    torch.manual_seed(5)
+    width = 16
+    U, E = model.lm_head.weight, model.model.embed_tokens.weight
+    basis = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64)).Q
+    read, other, decoy, answer = basis[0], basis[1], basis[2], basis[3]
+    with torch.no_grad():
+        U -= U @ basis[:4].T @ basis[:4]  # only the answer's logit sees the planted directions, and only its own
+        U[ANSWER], U[FOIL] = 3 * answer, -0.0 * answer
+        E -= E @ basis[:4].T @ basis[:4]
+        for norm in [model.model.norm, *(layer.post_attention_layernorm for layer in model.model.layers)]:
+            norm.weight.fill_(1.0)
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight *= 0.02
+    transcoders = {}
+    for number, layer in enumerate(model.model.layers):
+        t = Transcoder(TranscoderConfig(encoder="relu", d_in=width, d_out=width, d_hidden=4, k=2))
+        t.b_enc.data.fill_(-10.0)
+        if number == 0:
+            first, second = (E[token] / E[token].norm() for token in (FIRST, SECOND))
+            first, second = first - first @ second * second, second - first @ second * first
+            t.W_enc.data[A], t.W_enc.data[B], t.W_enc.data[DECOY] = first, second, first + second
+            t.b_enc.data[: DECOY + 1] = torch.tensor([-1.0, -1.0, -1.0])
+            t.W_dec.data[A], t.W_dec.data[B], t.W_dec.data[DECOY] = 4 * read, 4 * other, 0.1 * decoy
+        if number == 2:
+            t.W_enc.data[A], t.b_enc.data[A] = read, -0.5
+            t.W_enc.data[DECOY], t.b_enc.data[DECOY] = decoy, 0.3
+            t.W_dec.data[A], t.W_dec.data[DECOY] = 4 * answer, 0.1 * basis[5]
+        transcoders[number] = t.requires_grad_(False)
+        layer.mlp = Planted(t)
+    return take_apart(model), transcoders
+
+
+class Planted(torch.nn.Module):
+    def __init__(self, transcoder):
+        super().__init__()
+        self.transcoder = transcoder
+
+    def forward(self, x):
+        return self.transcoder(x.float()).to(x)
+
+
+def test_a_planted_two_layer_circuit_is_recovered(planted):
+    layout, transcoders = planted
+    frozen = freeze(layout, transcoders, torch.tensor([2, 31, SECOND, 44, FIRST]))
+    U = layout.unembedding
+    targets = Targets([Output("answer", ANSWER, 1.0, 0.5)], (U[ANSWER] - U[FOIL])[None])
+    graph = attribute(frozen, targets, SETTINGS)
+    here = set(zip(graph.layer.tolist(), graph.position.tolist(), graph.latent.tolist(), strict=True))
+    last = 4
+    assert {(0, last, A), (0, 2, B), (0, last, DECOY), (2, last, A), (2, last, DECOY)} <= here, "more fires than acts"
+    kept = prune(graph, 0.8, 0.98)
+    found = {
+        (int(graph.layer[i]), int(graph.position[i]), int(graph.latent[i]))
+        for i in range(len(graph.layer))
+        if kept.nodes[i]
+    }
+    assert found == {(0, last, A), (2, last, A)}
+    assert not kept.nodes[graph.errors].any()
+    column = {
+        node: i
+        for i, node in enumerate(zip(graph.layer.tolist(), graph.position.tolist(), graph.latent.tolist(), strict=True))
+    }
+    row = 1 + graph.rows.tolist().index(column[2, last, A])
+    assert kept.edges[row, column[0, last, A]]
+    assert kept.edges[0, column[2, last, A]]
+    assert not kept.edges[0, column[0, last, A]], "the first layer's latent acts through the second's alone"
+    tokens = kept.edges[1 + graph.rows.tolist().index(column[0, last, A]), graph.embeddings]
+    assert int(tokens.int().argmax()) == last
+
+
+@pytest.fixture(scope="module")
+def real(gemma):
+    layout, tokenizer = load_layout(gemma, torch.device("cpu")), load_tokenizer(gemma)
+    transcoders = random_transcoders(range(18), d_model=640, d_hidden=256, k=6)
+    return layout, tokenizer, transcoders
+
+
+def test_on_the_real_model_effects_sum_to_the_logit_difference(real):
+    layout, tokenizer, transcoders = real
+    tokens = torch.tensor(tokenizer("The Eiffel Tower is located in the city of")["input_ids"])
+    frozen = freeze(layout, transcoders, tokens)
+    targets = difference(frozen, tokenizer, " Paris", " London")
+    found = attribute(frozen, targets, SETTINGS.model_copy(update={"max_latents": 200}))
+    assert len(found.rows) == 200
+    total = float(found.effects[0].sum() + found.constant[0])
+    logits = layout.model(tokens[None]).logits[0, -1]
+    expected = float(
+        logits[tokenizer.convert_tokens_to_ids("▁Paris")] - logits[tokenizer.convert_tokens_to_ids("▁London")]
+    )
+    assert total == pytest.approx(expected, rel=1e-3)
+    assert float(found.sum_errors().max()) < 1e-3
+
+
+def test_on_the_real_model_the_top_logits_are_traced(real):
+    layout, tokenizer, transcoders = real
+    frozen = freeze(layout, transcoders, torch.tensor(tokenizer("one, two, three, four, five,")["input_ids"]))
+    targets = top_logits(frozen, tokenizer, most=3)
+    assert targets.outputs[0].label == " six"
+    found = attribute(frozen, targets, SETTINGS.model_copy(update={"max_latents": 30}))
+    assert float(found.sum_errors().max()) < 1e-3
+
+
+def test_an_answer_that_begins_like_its_foil_is_refused(real):
+    layout, tokenizer, transcoders = real
+    frozen = freeze(layout, transcoders, torch.tensor([2, 9079]))
+    with pytest.raises(UserError, match="begin with the same token"):
+        difference(frozen, tokenizer, " Paris", " Paris is")

@@ -1,0 +1,137 @@
+"""Tracing a prompt: direct effects of every source on the outputs and on the latents that matter to them."""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from transcoders.circuits.frozen import Frozen, attend_back, walk_back
+from transcoders.circuits.graph import Graph, Output, influence
+from transcoders.circuits.settings import CircuitSettings
+from transcoders.errors import UserError
+
+ROUNDS = 8  # of choosing which latents to trace next, where not all are
+
+
+class Targets(NamedTuple):
+    """Directions of the final state to trace, and what they are."""
+
+    outputs: list[Output]
+    directions: Float[Tensor, "outputs d_model"]
+
+
+def difference(frozen: Frozen, tokenizer: Any, answer: str, foil: str) -> Targets:
+    """The logit of ``answer`` less that of ``foil``, each by its first token.
+
+    Raises:
+        UserError: the two begin with the same token.
+    """
+    first, second = (tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in (answer, foil))
+    if first == second:
+        raise UserError(f"answer {answer!r} and foil {foil!r} begin with the same token; nothing tells them apart")
+    unembedding = frozen.layout.unembedding
+    probability = float((unembedding @ frozen.last).softmax(0)[first])
+    label = f"{tokenizer.decode([first]).strip()} − {tokenizer.decode([second]).strip()}"
+    return Targets([Output(label, first, 1.0, probability)], (unembedding[first] - unembedding[second])[None])
+
+
+def top_logits(frozen: Frozen, tokenizer: Any, most: int = 10, share: float = 0.95) -> Targets:
+    """The likeliest next tokens, at most ``most`` and as many as hold ``share``; logits relative to their mean."""
+    unembedding = frozen.layout.unembedding
+    probabilities = (unembedding @ frozen.last).softmax(0)
+    best = probabilities.topk(min(most, len(probabilities)))
+    count = min(int((best.values.cumsum(0) < share).sum()) + 1, len(best.values))
+    chosen, p = best.indices[:count].tolist(), best.values[:count].tolist()
+    outputs = [
+        Output(tokenizer.decode([token]), token, weight, weight) for token, weight in zip(chosen, p, strict=True)
+    ]
+    return Targets(outputs, unembedding[chosen] - unembedding.mean(0))
+
+
+@torch.no_grad()
+def attribute(frozen: Frozen, targets: Targets, settings: CircuitSettings) -> Graph:
+    """The graph of ``targets``: effects on them and on the ``settings.max_latents`` most influential latents.
+
+    Which latents those are is found in rounds, from the influence along what is traced so far.
+    """
+    blank = _blank(frozen, targets)
+    active, first = len(blank.layer), len(targets.outputs)
+    most = min(settings.max_latents, active)
+    effects = blank.effects.new_zeros(first + most, blank.embeddings.stop)
+    constant = effects.new_zeros(first + most)
+    G = effects.new_zeros(len(frozen.tokens), first, targets.directions.shape[1])
+    G[-1] = targets.directions * frozen.final
+    _trace_(effects[:first], constant[:first], blank, frozen, len(frozen.steps) - 1, G)
+    rows = blank.rows
+
+    def so_far() -> Graph:
+        done = first + len(rows)
+        target = torch.cat([targets.directions @ frozen.last, blank.value[rows]])
+        return blank._replace(rows=rows, effects=effects[:done], constant=constant[:done], target=target)
+
+    while len(rows) < most:
+        left = influence(so_far())[:active]
+        left[rows] = -1
+        count = most if most == active else -(-most // ROUNDS)
+        chosen = left.topk(min(count, most - len(rows))).indices.sort().values
+        for layer in blank.layer[chosen].unique():
+            for part in chosen[blank.layer[chosen] == layer].split(settings.batch_size):
+                here = slice(first + len(rows), first + len(rows) + len(part))
+                _trace_latents_(effects[here], constant[here], blank, frozen, part)
+                rows = torch.cat([rows, part])
+    return so_far()
+
+
+def _blank(frozen: Frozen, targets: Targets) -> Graph:
+    """The graph's nodes, without a row yet."""
+    sites = [step.site for step in frozen.steps]
+    present = [site for site in sites if site is not None]
+    counts = torch.tensor([0 if site is None else len(site.latent) for site in sites])
+    device, empty = frozen.tokens.device, frozen.embedding.new_empty(0)
+    return Graph(
+        tokens=frozen.tokens,
+        layers=len(sites),
+        layer=torch.arange(len(sites)).repeat_interleave(counts).to(device),
+        position=torch.cat([site.position for site in present]),
+        latent=torch.cat([site.latent for site in present]),
+        value=torch.cat([site.value for site in present]),
+        outputs=targets.outputs,
+        rows=torch.empty(0, dtype=torch.long, device=device),
+        effects=empty,
+        constant=empty,
+        target=empty,
+    )
+
+
+def _trace_latents_(effects: Tensor, constant: Tensor, graph: Graph, frozen: Frozen, columns: Tensor) -> None:
+    """Fill the rows of latents of one layer, given as columns in ascending order."""
+    number = int(graph.layer[columns[0]])
+    step = frozen.steps[number]
+    assert step.site is not None
+    chosen = columns - int((graph.layer < number).sum())
+    position = step.site.position[chosen]
+    G = effects.new_zeros(int(position.max()) + 1, len(columns), frozen.embedding.shape[1])
+    G[position, torch.arange(len(columns), device=position.device)] = step.site.encoder[chosen] * step.mlp_in[position]
+    constant += step.site.encoder_bias[chosen]
+    _trace_(effects, constant, graph, frozen, number - 1, attend_back(step, frozen.layout.layers[number], G))
+
+
+def _trace_(effects: Tensor, constant: Tensor, graph: Graph, frozen: Frozen, number: int, G: Tensor) -> None:
+    """Add the effects of every source up to layer ``number`` on the targets whose gradient there is ``G``."""
+    tokens = len(frozen.tokens)
+    for below, gradient in walk_back(frozen, number, G):
+        to = len(gradient)
+        if below < 0:
+            start = graph.embeddings.start
+            effects[:, start : start + to] = torch.einsum("tbd,td->bt", gradient, frozen.embedding[:to])
+            continue
+        step = frozen.steps[below]
+        start = graph.errors.start + below * tokens
+        effects[:, start : start + to] = torch.einsum("tbd,td->bt", gradient, step.error[:to])
+        if step.site is not None:
+            constant += torch.einsum("tbd,td->b", gradient, step.site.bias[:to])
+            per_unit = torch.bmm(gradient, step.site.padded_decoder[:to].mT)
+            found = per_unit.transpose(1, 2)[step.site.occupied[:to]]
+            start = int((graph.layer < below).sum())
+            effects[:, start : start + len(found)] = (found * step.site.value[: len(found), None]).T

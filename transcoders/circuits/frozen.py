@@ -1,0 +1,196 @@
+"""A model on one prompt, linearised: attention patterns and the norms' denominators are constants.
+
+What is left between the MLPs is linear in the residual stream. Every MLP's output is written as active
+latents times decoder rows, a skip path that is linear too, the decoder's bias, and an error that makes up
+for what the transcoder misses.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from transcoders.circuits.layout import Layer, Layout
+from transcoders.dictionary.transcoder import Transcoder
+from transcoders.errors import UserError
+
+REPLAY_TOLERANCE = 1e-3
+
+
+class Site(NamedTuple):
+    """The active latents of one layer, raw units, by position and then by id; [tokens, most] pads them."""
+
+    position: Int[Tensor, "active"]
+    latent: Int[Tensor, "active"]
+    value: Float[Tensor, "active"]
+    encoder: Float[Tensor, "active d_model"]
+    """How x at its position enters a latent's pre-activation."""
+    encoder_bias: Float[Tensor, "active"]
+    decoder: Float[Tensor, "active d_model"]
+    occupied: Bool[Tensor, "tokens most"]
+    """Which places of the padded layout are latents, row by row in the order above."""
+    padded_decoder: Float[Tensor, "tokens most d_model"]
+    bias: Float[Tensor, "tokens d_model"]
+    """The decoder's bias; 0 at BOS, which has no latents."""
+    skip: Float[Tensor, "d_model d_model"] | None
+    """``y += x skip^T`` at every position but BOS."""
+
+
+class Step(NamedTuple):
+    """One layer of the linear model: multipliers [tokens, d_model] that stand for the norms, and the rest of y."""
+
+    attention_in: Float[Tensor, "tokens d_model"]
+    pattern: Float[Tensor, "heads to from"]
+    attention_out: Float[Tensor, "tokens d_model"] | None
+    mlp_in: Float[Tensor, "tokens d_model"]
+    y: Float[Tensor, "tokens d_model"]
+    error: Float[Tensor, "tokens d_model"]
+    site: Site | None
+    """None where no transcoder stands in for the MLP: all of y is error."""
+
+
+class Frozen(NamedTuple):
+    """The linear model of one prompt."""
+
+    layout: Layout
+    tokens: Int[Tensor, "tokens"]
+    embedding: Float[Tensor, "tokens d_model"]
+    steps: list[Step]
+    final: Float[Tensor, "d_model"]
+    """The final norm's multiplier at the last position."""
+    last: Float[Tensor, "d_model"]
+    """The last position's normalised state: its product with the unembedding is the logits."""
+
+
+@torch.no_grad()
+def freeze(layout: Layout, transcoders: Mapping[int, Transcoder], tokens: Int[Tensor, "tokens"]) -> Frozen:
+    """Run ``tokens`` (BOS first) and linearise the model there, with ``transcoders`` by layer.
+
+    The run is repeated here step by step with the model's own attention patterns, so that the linear
+    model is exact in the dtype of the model.
+
+    Raises:
+        UserError: a transcoder does not fit, or the model is not what this module takes it for.
+    """
+    _check(layout, transcoders)
+    tokens = tokens.to(layout.device)
+    out = layout.model(tokens[None], output_attentions=True, use_cache=False)
+    r = embedding = layout.model.get_input_embeddings()(tokens[None])[0]
+    steps = []
+    for number, (layer, pattern) in enumerate(zip(layout.layers, out.attentions, strict=True)):
+        attention_in = layer.attention_norm.scale(r)
+        added = _attend(layer, pattern[0].to(r), r * attention_in)
+        post = layer.attention_post_norm
+        attention_out = None if post is None else post.scale(added)
+        r = r + (added if attention_out is None else added * attention_out)
+        mlp_in = layer.mlp_norm.scale(r)
+        x = r * mlp_in
+        y = _mlp(layer, x)
+        site = _site(transcoders[number], x) if number in transcoders else None
+        error = y if site is None else y - reconstruction(site, x)
+        steps.append(Step(attention_in, pattern[0].to(r), attention_out, mlp_in, y, error, site))
+        r = r + y
+    final = layout.final_norm.scale(r[-1])
+    last = r[-1] * final
+    _check_replay(layout, last, out.logits[0, -1])
+    return Frozen(layout, tokens, embedding, steps, final, last)
+
+
+def reconstruction(site: Site, x: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens d_model"]:
+    """The transcoder's y of the active latents as they are; 0 at BOS."""
+    y = site.bias.index_add(0, site.position, site.value[:, None] * site.decoder)
+    if site.skip is not None:
+        y[1:] += x[1:] @ site.skip.T
+    return y
+
+
+def _attend(layer: Layer, pattern: Tensor, normed: Tensor) -> Tensor:
+    heads, kv_heads = pattern.shape[0], layer.W_v.shape[0] // layer.head_dim
+    v = (normed @ layer.W_v.T).view(-1, kv_heads, layer.head_dim).repeat_interleave(heads // kv_heads, 1)
+    return torch.einsum("hts,she->the", pattern, v).flatten(1) @ layer.W_o.T
+
+
+def attend_back(step: Step, layer: Layer, G: Float[Tensor, "to batch d"]) -> Float[Tensor, "from batch d"]:
+    """Gradient at a layer's input, of the residual stream, from the one after its attention.
+
+    ``G`` may have fewer positions than the prompt: no later one has an influence.
+    """
+    to, batch, _ = G.shape
+    kv_heads = layer.W_v.shape[0] // layer.head_dim
+    added = G if step.attention_out is None else G * step.attention_out[:to, None]
+    mixed = (added @ layer.W_o).view(to, batch, kv_heads, -1, layer.head_dim)
+    pattern = step.pattern[:, :to, :to].view(kv_heads, -1, to, to)
+    v = torch.einsum("ghts,tbghe->sbge", pattern, mixed).reshape(to, batch, -1)
+    return G + (v @ layer.W_v) * step.attention_in[:to, None]
+
+
+def walk_back(frozen: Frozen, number: int, G: Float[Tensor, "to batch d"]) -> Iterator[tuple[int, Tensor]]:
+    """From the gradient at the residual stream after layer ``number``: that at its MLP's y and at all earlier ones.
+
+    Yields (layer, gradient) downwards, at last (-1, gradient at the embeddings).
+    """
+    for below in range(number, -1, -1):
+        yield below, G
+        step = frozen.steps[below]
+        G = attend_back(step, frozen.layout.layers[below], _skip_back(step, G))
+    yield -1, G
+
+
+def _skip_back(step: Step, G: Tensor) -> Tensor:
+    """Add what passes through the transcoder's linear path."""
+    if step.site is None or step.site.skip is None:
+        return G
+    through = (G[1:] @ step.site.skip) * step.mlp_in[1 : len(G), None]
+    return torch.cat([G[:1], G[1:] + through])
+
+
+def _mlp(layer: Layer, x: Tensor) -> Tensor:
+    y = layer.mlp(x[None])
+    return (y if layer.mlp_out is layer.mlp else layer.mlp_out(y))[0]
+
+
+def _site(model: Transcoder, x: Float[Tensor, "tokens d_model"]) -> Site:
+    config = model.config
+    latents = model.encode(x[1:].to(model.W_enc.dtype))
+    fired = latents.values > 0
+    position, latent = latents.rows()[fired] + 1, latents.indices[fired].long()
+    encoder = model.W_enc.detach()[latent].to(x) / config.input_scale
+    bias = model.b_enc.detach()[latent].to(x)
+    decoder = model.W_dec.detach()[latent].to(x) * config.output_scale
+    # Recomputed, so that sums are exact in the dtype of x; an active latent is its pre-activation.
+    value = (x[position] * encoder).sum(1) + bias
+    counts = torch.bincount(position, minlength=len(x))
+    occupied = torch.arange(int(counts.max()), device=x.device) < counts[:, None]
+    padded = x.new_zeros(*occupied.shape, decoder.shape[1])
+    padded[occupied] = decoder
+    b_dec = (model.b_dec.detach().to(x) * config.output_scale).expand(len(x), -1).clone()
+    b_dec[0] = 0
+    scale = config.output_scale / config.input_scale
+    skip = model.W_skip.detach().to(x) * scale if config.skip else None
+    return Site(position, latent, value, encoder, bias, decoder, occupied, padded, b_dec, skip)
+
+
+def _check(layout: Layout, transcoders: Mapping[int, Transcoder]) -> None:
+    for number, model in transcoders.items():
+        if not 0 <= number < len(layout.layers):
+            raise UserError(f"a transcoder is for layer {number}; this model has layers 0 to {len(layout.layers) - 1}")
+        width = layout.final_norm.gain.shape[0]
+        if (model.config.d_in, model.config.d_out) != (width, width):
+            raise UserError(
+                f"the transcoder of layer {number} maps {model.config.d_in} to {model.config.d_out} dimensions, "
+                f"the model has {width}: it was trained on another model"
+            )
+
+
+def _check_replay(layout: Layout, last: Tensor, logits: Any) -> None:
+    cap = getattr(layout.model.config, "final_logit_softcapping", None)
+    found = layout.unembedding @ last
+    found = cap * torch.tanh(found / cap) if cap else found
+    error = float((found - logits).norm() / logits.norm())
+    if not error < REPLAY_TOLERANCE:
+        raise UserError(
+            f"model.name: {type(layout.model).__name__} does more than its attention, norms and MLPs: retracing it "
+            f"gives other logits (relative error {error:.2g}), so its circuits cannot be told"
+        )

@@ -1,0 +1,181 @@
+"""Attribution graphs: which node has how much direct effect on which; influence, pruning, scores.
+
+Columns (sources): active latents, errors by layer and position, token embeddings. Rows (targets): the
+outputs, then the traced latents. Definitions of influence, pruning and the two scores are those of
+Ameisen et al. 2025, "Circuit Tracing", appendix on graph pruning.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+ROWS_PER_CHUNK = 512
+
+
+class Output(NamedTuple):
+    """A direction of the final state that is traced: a logit, or the difference of two."""
+
+    label: str
+    token: int
+    weight: float
+    probability: float
+
+
+class Graph(NamedTuple):
+    """Direct effects of sources on targets, in units of the targets: pre-activations and logits."""
+
+    tokens: Int[Tensor, "tokens"]
+    layers: int
+    layer: Int[Tensor, "active"]
+    position: Int[Tensor, "active"]
+    latent: Int[Tensor, "active"]
+    value: Float[Tensor, "active"]
+    outputs: list[Output]
+    rows: Int[Tensor, "traced"]
+    """The latents, as columns, that have a row, after the outputs' rows."""
+    effects: Float[Tensor, "targets sources"]
+    constant: Float[Tensor, "targets"]
+    """What the decoders' biases upstream and the target's own bias add."""
+    target: Float[Tensor, "targets"]
+    """What all effects and the constant sum to, measured in the model: pre-activations and logits."""
+
+    @property
+    def errors(self) -> slice:
+        """Columns of the error nodes, position within layer."""
+        return slice(len(self.layer), len(self.layer) + self.layers * len(self.tokens))
+
+    @property
+    def embeddings(self) -> slice:
+        """Columns of the token embeddings."""
+        return slice(self.errors.stop, self.errors.stop + len(self.tokens))
+
+    @property
+    def output_weights(self) -> Float[Tensor, "outputs"]:
+        """What each output counts in the influence."""
+        return torch.tensor([output.weight for output in self.outputs]).to(self.effects)
+
+    @property
+    def own(self) -> slice:
+        """Rows of the latents."""
+        return slice(len(self.outputs), None)
+
+    def sum_errors(self) -> Float[Tensor, "targets"]:
+        """How far each target is from the sum of what reaches it, relative to the terms' root sum of squares."""
+        found = self.effects.sum(1) + self.constant
+        size = (self.effects.square().sum(1) + self.constant.square()).sqrt()
+        return (found - self.target).abs() / torch.maximum(self.target.abs(), size)
+
+
+class Pruned(NamedTuple):
+    """What is left of a graph; ``nodes`` over its columns, ``edges`` over its rows and columns."""
+
+    nodes: Bool[Tensor, "sources"]
+    edges: Bool[Tensor, "targets sources"]
+    influence: Float[Tensor, "sources"]
+
+
+class Scores(NamedTuple):
+    """How much of a graph goes through latents rather than through errors."""
+
+    replacement: float
+    """Share of the influence at the graph's ends that comes from tokens, not from errors."""
+    completeness: float
+    """Share of the nodes' inputs, weighted with the nodes' influence, that is not errors."""
+
+
+def influence(graph: Graph, effects: Float[Tensor, "targets sources"] | None = None) -> Float[Tensor, "sources"]:
+    """Influence of every source on the outputs, over all paths: the geometric series of the normalised |effects|.
+
+    It ends: an effect always goes to a later layer.
+    """
+    effects = graph.effects if effects is None else effects
+    norm = effects.abs().sum(1).clamp(min=1e-20)
+    step = torch.cat([graph.output_weights, effects.new_zeros(len(graph.rows))])
+    total = effects.new_zeros(effects.shape[1])
+    while step.any():
+        arrived = _times_absolute(step / norm, effects)
+        total += arrived
+        step = torch.cat([torch.zeros_like(graph.output_weights), arrived[graph.rows]])
+    return total
+
+
+def _times_absolute(weights: Tensor, effects: Tensor) -> Tensor:
+    """``weights @ |effects|`` without a second matrix as large."""
+    total = effects.new_zeros(effects.shape[1])
+    for start in range(0, len(weights), ROWS_PER_CHUNK):
+        chunk = slice(start, start + ROWS_PER_CHUNK)
+        if weights[chunk].any():
+            total += weights[chunk] @ effects[chunk].abs()
+    return total
+
+
+def prune(graph: Graph, node_threshold: float, edge_threshold: float) -> Pruned:
+    """The nodes that carry ``node_threshold`` of the influence, the edges that carry ``edge_threshold`` among them.
+
+    Latents without a kept cause and nodes without a kept effect go too; tokens always stay.
+    """
+    found = influence(graph)
+    nodes = found >= _at_share(found, node_threshold)
+    traced = torch.zeros_like(nodes)
+    traced[graph.rows] = True
+    active = slice(0, graph.errors.start)
+    nodes[active] &= traced[active]
+    nodes[graph.embeddings] = True
+    left = graph.effects * nodes
+    left[graph.own] *= nodes[graph.rows, None]
+    kept = influence(graph, left)
+    through = torch.cat([graph.output_weights, kept[graph.rows]])
+    scores = left.abs() * (through / left.abs().sum(1).clamp(min=1e-20))[:, None]
+    edges = (scores >= _at_share(scores.flatten(), edge_threshold)) & (scores > 0)
+    return Pruned(*_connected(graph, nodes, edges), found)
+
+
+def _connected(graph: Graph, nodes: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+    count = -1
+    while count != int(nodes.sum()):
+        count = int(nodes.sum())
+        has_cause = torch.ones_like(nodes)
+        has_cause[graph.rows] = edges[graph.own].any(1)
+        nodes = nodes & has_cause & edges.any(0)
+        nodes[graph.embeddings] = True
+        edges = edges & nodes
+        edges[graph.own] &= nodes[graph.rows, None]
+    return nodes, edges
+
+
+def _at_share(scores: Tensor, share: float) -> Tensor:
+    """The least score among the largest ones that make up ``share`` of the sum."""
+    ordered = scores.sort(descending=True).values
+    reached = ordered.cumsum(0) / ordered.sum()
+    place = int(torch.searchsorted(reached, share))
+    return ordered[min(place, len(ordered) - 1)]
+
+
+def scores(graph: Graph) -> Scores:
+    """The graph's replacement and completeness scores; latents that were not traced count as errors."""
+    found = influence(graph)
+    unexplained = torch.zeros_like(found, dtype=torch.bool)
+    unexplained[: graph.errors.start] = True
+    unexplained[graph.rows] = False
+    unexplained[graph.errors] = True
+    tokens, errors = found[graph.embeddings].sum(), found[unexplained].sum()
+    absolute = graph.effects.abs()
+    explained = absolute[:, ~unexplained].sum(1) / absolute.sum(1).clamp(min=1e-20)
+    through = torch.cat([graph.output_weights, found[graph.rows]])
+    return Scores(float(tokens / (tokens + errors)), float((explained * through).sum() / through.sum()))
+
+
+def respond(graph: Graph, kept: Bool[Tensor, "cases active"]) -> Float[Tensor, "cases outputs"]:
+    """The outputs of the linear model when only ``kept`` latents are there and pass on what reaches them."""
+    strength = graph.effects.new_ones(graph.effects.shape[1], len(kept))
+    strength[: kept.shape[1]] = kept.T.to(strength)
+    layers = graph.layer[graph.rows]
+    for layer in layers.unique():
+        here = torch.nonzero(layers == layer)[:, 0]
+        rows = here + len(graph.outputs)
+        arrived = graph.effects[rows] @ strength + graph.constant[rows, None]
+        strength[graph.rows[here]] *= arrived / graph.target[rows, None]
+    outputs = slice(0, len(graph.outputs))
+    return (graph.effects[outputs] @ strength + graph.constant[outputs, None]).T

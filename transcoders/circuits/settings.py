@@ -1,0 +1,32 @@
+"""Which prompts are traced, and how much is kept of their graphs."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from transcoders.settings import Settings
+
+
+class CircuitSettings(Settings):
+    """The circuits of a set of transcoders, one per layer."""
+
+    seeds: list[int] = Field(default=[])
+    """Seeds of ``runs`` whose transcoders are put together; an empty list turns the stage off."""
+    prompts: str = Field(default="prompts/circuits.yaml", min_length=1)
+    """A YAML file of prompts: name, task, text, answer, foil."""
+    loss_tokens: int = Field(default=1024, gt=0)
+    """Test tokens on which the model with all MLPs replaced is judged."""
+    max_latents: int = Field(default=4096, gt=0)
+    """Latents of a prompt whose own causes are traced, the most influential ones."""
+    batch_size: int = Field(default=128, gt=0)
+    """Targets per backward pass: bounds memory."""
+    node_threshold: float = Field(default=0.8, gt=0, le=1)
+    """Nodes kept carry this share of the influence on the output."""
+    edge_threshold: float = Field(default=0.98, gt=0, le=1)
+    """Edges kept carry this share of the influence between kept nodes."""
+    faithfulness: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """Graphs of different transcoders are compared at this share of the logit difference."""
+    connections: int = Field(default=3, ge=0)
+    """Strongest input-independent connections into each latent to list; 0 for none."""
+    seed: int = Field(default=0, ge=0)
+    """Of the random latents that the influential ones are compared with."""
