@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV)/bin)
 READY := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 
-.PHONY: repro test check bench preset setup slow
+.PHONY: repro test check bench preset setup slow interop
 repro: setup
 	dvc repro
 
@@ -14,6 +14,14 @@ test: setup
 
 slow: setup
 	pytest -m slow
+
+interop: setup .venv-interop/.ready .venv-circuit-tracer/.ready
+	pytest -m interop tests/interop
+
+.venv-%/.ready: requirements-%.lock
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
 
 check: setup
 	ruff format --check . && ruff check . && mypy

@@ -28,6 +28,13 @@ class RunSettings(Settings):
     seeds: list[int] = Field(min_length=1)
 
 
+class CompareSettings(Settings):
+    """What stands beside the runs and the baselines."""
+
+    official: list[str]
+    """Transcoders of others: a folder, or ``org/repo:folder`` on the Hub; ``…@layer`` where neither tells it."""
+
+
 class Params(Settings):
     """All of params.yaml."""
 
@@ -41,6 +48,7 @@ class Params(Settings):
     evaluate: EvaluateSettings
     absorption: AbsorptionSettings
     features: FeatureSettings
+    compare: CompareSettings
     circuits: CircuitSettings
     distributed: DistributedSettings = DistributedSettings()
 

@@ -21,7 +21,19 @@ from transcoders import Transcoder
 from transcoders.training.settings import VariantSettings
 
 ROOT = Path(__file__).parents[1]
-ALL = ["model", "collect", "split", "words", "train", "evaluate", "absorption", "features", "compare", "plot"]
+ALL = [
+    "model",
+    "collect",
+    "split",
+    "words",
+    "train",
+    "evaluate",
+    "absorption",
+    "features",
+    "official",
+    "compare",
+    "plot",
+]
 AFTER_A_TRAINING_PARAMETER = ["train", "evaluate", "absorption", "features", "compare", "plot"]
 
 
@@ -223,7 +235,27 @@ def test_another_layer_is_collected_alone_and_retrains_nothing(restored):
     restored.set(collect__layers=[0, 1])
     output = restored.run("dvc", "repro")
     assert "collected layers [1]" in output
-    assert set(ran(output)) == {"collect", "compare"}, "compare reads the folder of all stores"
+    assert set(ran(output)) == {"collect", "official", "compare"}, "these read the folder of all stores"
+
+
+def test_others_transcoders_stand_beside_ours_under_the_same_evaluation(restored):
+    restored.run(sys.executable, "-m", "transcoders", "export", "topk-0-0", "--to", "sparsify")
+    unreachable = "google/gemma-scope-2-270m-pt:transcoder_all/layer_0_width_16k_l0_small"
+    restored.set(compare__official=["export/sparsify/topk-0-0@0", unreachable])
+    output = restored.run("dvc", "repro")
+    assert set(ran(output)) == {"official", "compare", "plot"}
+    [line] = [line for line in output.splitlines() if line.startswith("left out: ")]
+    assert line.startswith(f"left out: {unreachable}: the Hugging Face Hub cannot be reached")
+    table = pd.read_csv(restored.root / "data/compare.csv").set_index("name")
+    ours, theirs = table.loc["topk-0-0"], table.loc["export/sparsify/topk-0-0"]
+    assert theirs["kind"] == "official"
+    for metric in ("tokens", "l0", "fvu", "nmse", "cosine", "dead_fraction", "mean_max_cosine", "ce_replaced", "kl"):
+        assert theirs[metric] == pytest.approx(ours[metric], rel=2e-3), metric
+    assert "official" in (restored.root / "plots/data/comparison.csv").read_text()
+    restored.set(compare__official=["export/sparsify/topk-0-0@7"])
+    assert "is of layer 7, and collect.layers has [0]" in restored.run(
+        sys.executable, "-m", "stages.official", status=1
+    )
 
 
 def test_what_users_look_at(pipeline):

@@ -14,7 +14,7 @@ from transcoders.dictionary.transcoder import FIXED_K, THRESHOLDED, Transcoder
 from transcoders.errors import UserError
 
 MARGIN = 1e-3
-"""A threshold that lets all candidates through stands this share below the least of them."""
+"""A threshold that lets all candidates through, or none, stands this share apart from them."""
 
 
 class Samples(NamedTuple):
@@ -127,8 +127,9 @@ def _best_thresholds(
             continue
         gained = gain[start:stop].cumsum(0)
         best = int(gained.argmax())
-        around = values[start + best : min(start + best + 2, stop)]  # halfway, so that rounding decides nothing
-        cut = around.mean() if gained[best] > 0 else values[start] * (1 - MARGIN)
+        # Halfway to the next candidate, so that rounding decides nothing.
+        above = values[start + best + 1] if start + best + 1 < stop else values[start + best] * (1 + 2 * MARGIN)
+        cut = (values[start + best] + above) / 2 if gained[best] > 0 else values[start] * (1 - MARGIN)
         threshold[latent] = cut.float()
     highest = threshold.nan_to_num(0.0).max()
     return torch.where(threshold.isnan(), highest, threshold)
