@@ -5,10 +5,12 @@ import logging
 import os
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from filelock import FileLock
 
 from stages.entry import entry
@@ -16,11 +18,13 @@ from stages.params import Params, load_params
 from transcoders.activations.capture import collect, layer_fingerprint, publish
 from transcoders.activations.contexts import PAD, Contexts, make_contexts
 from transcoders.activations.settings import CollectSettings
+from transcoders.activations.shards import collect_shards
 from transcoders.activations.store import Store
 from transcoders.activations.taps import input_gain, resolve_tap
 from transcoders.activations.text import documents
 from transcoders.base_model import load_bridge, load_tokenizer, model_hash
-from transcoders.devices import resolve_device
+from transcoders.distributed.launch import launched
+from transcoders.distributed.ranks import Ranks, joined, local_device
 from transcoders.files import cache_folder, replacing, write_json
 
 MODEL = Path("data/model")
@@ -31,38 +35,52 @@ log = logging.getLogger(__name__)
 
 def run() -> None:
     """data/model and text -> data/activations, data/documents.parquet, data/contexts.parquet."""
-    params = load_params()
+    with joined(torch.device("cpu")) as ranks:
+        _run(load_params(), ranks)
+
+
+def _run(params: Params, ranks: Ranks) -> None:
     settings = params.collect
     tokenizer = load_tokenizer(MODEL)
-    contexts = make_contexts(
-        documents(settings.text),
-        tokenizer,
-        tokens=settings.tokens,
-        context_length=settings.context_length,
-        pool=settings.pool,
-        seed=settings.seed,
+    contexts = ranks.decided(
+        lambda: make_contexts(
+            documents(settings.text),
+            tokenizer,
+            tokens=settings.tokens,
+            context_length=settings.context_length,
+            pool=settings.pool,
+            seed=settings.seed,
+        )
     )
-    weights = model_hash(MODEL)
+    weights = ranks.decided(lambda: model_hash(MODEL))
     work = {
         layer: cache_folder("collect") / layer_fingerprint(settings, layer, contexts, weights)
         for layer in sorted(set(settings.layers))
     }
     cache_folder("collect").mkdir(parents=True, exist_ok=True)
-    with FileLock(cache_folder("collect") / "lock"):
-        missing = [layer for layer in work if not Store.is_complete(work[layer] / "store.zarr")]
+    with FileLock(cache_folder("collect") / "lock") if ranks.first else nullcontext():
+        missing = ranks.decided(lambda: [layer for layer in work if not Store.is_complete(work[layer] / "store.zarr")])
         if missing:
-            _collect(params, contexts, {n: work[n] for n in missing}, tokenizer, weights)
-        with replacing(ACTIVATIONS) as temporary:
-            for layer, folder in work.items():
-                publish(folder / "store.zarr", temporary / f"layer_{layer}.zarr")
-                os.utime(folder)
-        _forget_old(set(work.values()))
-    _write_tables(settings, contexts)
+            _collect(params, contexts, {n: work[n] for n in missing}, tokenizer, weights, ranks)
+        if ranks.first:
+            _publish(work)
+    if ranks.first:
+        _write_tables(settings, contexts)
 
 
-def _collect(params: Params, contexts: Contexts, work: dict[int, Path], tokenizer: Any, weights: str) -> None:
+def _publish(work: dict[int, Path]) -> None:
+    with replacing(ACTIVATIONS) as temporary:
+        for layer, folder in work.items():
+            publish(folder / "store.zarr", temporary / f"layer_{layer}.zarr")
+            os.utime(folder)
+    _forget_old(set(work.values()))
+
+
+def _collect(
+    params: Params, contexts: Contexts, work: dict[int, Path], tokenizer: Any, weights: str, ranks: Ranks
+) -> None:
     settings = params.collect
-    bridge = load_bridge(MODEL, resolve_device(params.device))
+    bridge = load_bridge(MODEL, local_device(params.device))
     taps = [resolve_tap(bridge, layer, settings.hooks) for layer in work]
     attributes = [
         {
@@ -83,15 +101,12 @@ def _collect(params: Params, contexts: Contexts, work: dict[int, Path], tokenize
     for folder in work.values():
         folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    collect(
-        bridge,
-        taps,
-        contexts,
-        settings,
-        sorted(tokenizer.all_special_ids),
-        [folder / "store.zarr" for folder in work.values()],
-        attributes,
-    )
+    everything = (bridge, taps, contexts, settings, sorted(tokenizer.all_special_ids))
+    paths = [folder / "store.zarr" for folder in work.values()]
+    if ranks.world.size == 1:
+        collect(*everything, paths, attributes)
+    else:
+        collect_shards(*everything, paths, attributes, ranks)
     seconds = time.perf_counter() - start
     log.info("collected layers %s: %.0f tokens/s", list(work), settings.tokens / seconds)
 
@@ -129,4 +144,4 @@ def _write_tables(settings: CollectSettings, contexts: Contexts) -> None:
 
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__).parse_args()
-    entry(run)
+    entry(lambda: launched(load_params().distributed, run))

@@ -11,6 +11,7 @@ from ruamel.yaml.error import YAMLError
 
 from transcoders.activations.settings import CollectSettings, SplitSettings
 from transcoders.circuits.settings import CircuitSettings
+from transcoders.distributed.settings import DistributedSettings
 from transcoders.errors import UserError
 from transcoders.evaluation.absorption_settings import AbsorptionSettings
 from transcoders.evaluation.settings import EvaluateSettings
@@ -49,6 +50,7 @@ class Params(Settings):
     features: FeatureSettings
     compare: CompareSettings
     circuits: CircuitSettings
+    distributed: DistributedSettings = DistributedSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from stages.entry import entry
 from stages.params import Params, load_params
 from stages.runs import Inputs, Run, open_inputs, parse_run
 from transcoders.activations.reader import Batch, ShuffledReader, ordered_batches
-from transcoders.devices import resolve_device
+from transcoders.dictionary.assemble import save_whole
+from transcoders.dictionary.sliced import SlicedTranscoder
 from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
+from transcoders.distributed.launch import launched
+from transcoders.distributed.ranks import Ranks, joined, local_device
 from transcoders.errors import UserError
 from transcoders.files import cache_folder, fingerprint, replacing, source_hash, write_json
 from transcoders.training import initialise
@@ -24,38 +28,48 @@ from transcoders.training.loop import Result, Start, Trainer
 STATISTICS_TOKENS = 1_000_000
 VALIDATION_TOKENS = 16_384
 TRAINING_CODE = tuple(
-    f"transcoders.{name}" for name in ("activations.reader", "devices", "dictionary.", "kernels.", "training.")
+    f"transcoders.{name}"
+    for name in ("activations.reader", "devices", "dictionary.", "distributed.", "kernels.", "training.")
 )
 
 
 def run(which: Run) -> None:
     """Activations and split -> models/<run>/, metrics/train/<run>.json and, not reproducible, metrics/cost/."""
     params = load_params()
+    device = local_device(params.device)
+    with joined(device, params.distributed.latents) as ranks:
+        _run(params, which, device, ranks)
+
+
+def _run(params: Params, which: Run, device: torch.device, ranks: Ranks) -> None:
     if which.variant not in params.variants:
         raise UserError(f"variant {which.variant!r} is not defined under variants in params.yaml")
     inputs = open_inputs(which.layer)
-    device = resolve_device(params.device)
     torch.use_deterministic_algorithms(True)
 
     train = list(ordered_batches(inputs.store, inputs.documents["train"], STATISTICS_TOKENS, torch.device("cpu")))
     statistics = initialise.measure(train)
     sample = initialise.sample_of(train)
     del train
-    model = Transcoder(_config(params, which, inputs, statistics)).to(device)
+    config = _config(params, which, inputs, statistics)
+    sliced = ranks.latents.size > 1
+    model = (SlicedTranscoder(config, ranks.latents) if sliced else Transcoder(config)).to(device)
     settings = params.train
     reader = ShuffledReader(
         inputs.store, inputs.documents["train"],
         batch_size=settings.batch_size, buffer_tokens=settings.buffer_tokens,
-        seed=which.seed, device=device,
+        seed=which.seed, device=device, own=ranks.data.share(settings.batch_size),
     )  # fmt: skip
     held_out = ordered_batches(inputs.store, inputs.documents["validation"], VALIDATION_TOKENS, device)
     trainer = Trainer(
         model, reader, settings, params.variants[which.variant], Start(statistics, sample, which.seed),
-        [Batch(b.x, b.y) for b in held_out], _checkpoint(params, which, inputs),
+        [Batch(b.x, b.y) for b in held_out], _checkpoint(params, which, inputs), ranks,
     )  # fmt: skip
     live = Path("data/live") / f"{which.name}.csv"
     result = trainer.run(lambda history: _write_history(history, live))
-    _write(which, model, result)
+    _write_model(which, model, result, ranks)
+    if ranks.first:
+        _write_metrics(which, result)
 
 
 def _config(params: Params, which: Run, inputs: Inputs, statistics: initialise.Statistics) -> TranscoderConfig:
@@ -101,12 +115,25 @@ def _write_history(history: list[dict[str, Any]], path: Path) -> None:
         pd.DataFrame(history).to_csv(temporary, index=False)
 
 
-def _write(which: Run, model: Transcoder, result: Result) -> None:
-    with replacing(which.folder) as folder:
-        model.save(folder / "final")
+def _write_model(which: Run, model: Transcoder, result: Result, ranks: Ranks) -> None:
+    if not ranks.first and not (isinstance(model, SlicedTranscoder) and ranks.data.rank == 0):
+        return
+    with replacing(which.folder) if ranks.first else nullcontext(which.folder) as folder:
+        _save(model, folder / "final", ranks)
         model.load_state_dict(result.best_weights)
+        _save(model, folder, ranks)
+        if ranks.first:
+            _write_history(result.history, folder / "history.csv")
+
+
+def _save(model: Transcoder, folder: Path, ranks: Ranks) -> None:
+    if isinstance(model, SlicedTranscoder):
+        save_whole(model, folder, first=ranks.first)
+    else:
         model.save(folder)
-        _write_history(result.history, folder / "history.csv")
+
+
+def _write_metrics(which: Run, result: Result) -> None:
     last = result.history[-1]
     metrics = {
         "best_validation_nmse": result.best_nmse,
@@ -134,4 +161,4 @@ def _write(which: Run, model: Transcoder, result: Result) -> None:
 if __name__ == "__main__":
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     arguments = parse_run(__doc__)
-    entry(lambda: run(arguments))
+    entry(lambda: launched(load_params().distributed, lambda: run(arguments)))

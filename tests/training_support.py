@@ -4,7 +4,9 @@ import numpy as np
 import torch
 
 from transcoders.activations.reader import Batch, ShuffledReader, ordered_batches
+from transcoders.dictionary.sliced import SlicedTranscoder
 from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
+from transcoders.distributed.ranks import ALONE
 from transcoders.training.initialise import measure, sample_of
 from transcoders.training.loop import Start, Trainer
 from transcoders.training.settings import TrainSettings, VariantSettings
@@ -13,7 +15,7 @@ CPU = torch.device("cpu")
 EVERYTHING = np.ones(1, dtype=bool)
 
 
-def trainer(store, checkpoint, variant=None, **changes):
+def trainer(store, checkpoint, variant=None, ranks=ALONE, **changes):
     variant = VariantSettings(**(variant or {}))
     settings = TrainSettings(
         **({"d_hidden": 64, "k": 4, "epochs": 3, "batch_size": 200, "learning_rate": 3e-3, "log_every": 7,
@@ -21,14 +23,18 @@ def trainer(store, checkpoint, variant=None, **changes):
     )  # fmt: skip
     batches = list(ordered_batches(store, EVERYTHING, 10_000, CPU))
     statistics = measure(batches)
-    model = Transcoder(TranscoderConfig(
+    config = TranscoderConfig(
         encoder=variant.encoder, skip=variant.skip, d_in=16, d_out=16, d_hidden=64, k=settings.k,
         prefixes=variant.sizes(64), prefix_k=variant.ks(settings.k),
         input_scale=statistics.x_scale, output_scale=statistics.y_scale,
-    ))  # fmt: skip
-    reader = ShuffledReader(store, EVERYTHING, batch_size=settings.batch_size, buffer_tokens=4096, seed=0, device=CPU)
+    )  # fmt: skip
+    model = SlicedTranscoder(config, ranks.latents) if ranks.latents.size > 1 else Transcoder(config)
+    reader = ShuffledReader(
+        store, EVERYTHING, batch_size=settings.batch_size, buffer_tokens=4096, seed=0, device=CPU,
+        own=ranks.data.share(settings.batch_size),
+    )  # fmt: skip
     start = Start(statistics, sample_of(batches), 0)
-    return Trainer(model, reader, settings, variant, start, [Batch(b.x, b.y) for b in batches], checkpoint)
+    return Trainer(model, reader, settings, variant, start, [Batch(b.x, b.y) for b in batches], checkpoint, ranks)
 
 
 def weights_of(t):

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import zarr
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
@@ -38,8 +40,10 @@ class Activations(NamedTuple):
 
 def layer_fingerprint(settings: CollectSettings, layer: int, contexts: Contexts, weights: str) -> str:
     """What a layer's store depends on; equal fingerprints mean equal stores."""
+    from transcoders.activations import shards  # which imports this module
+
     relevant = settings.model_dump(exclude={"layers"})
-    code = source_hash(sys.modules[__name__], contexts_module, store, taps, text)
+    code = source_hash(sys.modules[__name__], contexts_module, shards, store, taps, text)
     digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in contexts[:2]]
     return fingerprint(relevant, layer, digests, weights, code)
 
@@ -57,6 +61,34 @@ def forward(bridge: Any, tokens: Tensor, layer_taps: list[Tap]) -> dict[str, Ten
     stop = {"stop_at_layer": last + 1} if last + 1 < len(bridge.blocks) else {}
     bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type=None, use_cache=False, **stop)
     return {name: caught[bridge.hook_dict[name].name] for name in names}
+
+
+def norm_limits(tap: Tap, caught: dict[str, Tensor], labels: dict[str, Tensor], max_norm: float) -> list[float]:
+    """The longest x and y to store: ``max_norm`` times the medians of this, the first, batch."""
+    norms = [caught[hook][labels["keep"]].norm(dim=1) for hook in (tap.hook_in, tap.hook_out)]
+    return [float(n.median()) * max_norm for n in norms]
+
+
+def kept(tap: Tap, caught: dict[str, Tensor], labels: dict[str, Tensor], limits: list[float] | None) -> Activations:
+    """A batch's tokens with their labels, those longer than ``limits`` left out."""
+    keep = labels["keep"]
+    x, y = caught[tap.hook_in][keep], caught[tap.hook_out][keep]
+    labels = {name: values[keep] for name, values in labels.items() if name != "keep"}
+    if limits is None:
+        return Activations(x, y, labels, 0)
+    inside = ~((x.norm(dim=1) > limits[0]) | (y.norm(dim=1) > limits[1]))
+    labels = {name: values[inside.to(values.device)] for name, values in labels.items()}
+    return Activations(x[inside], y[inside], labels, int((~inside).sum()))
+
+
+def stored_arrays(rows: Activations, settings: CollectSettings, tap: Tap) -> dict[str, np.ndarray]:
+    """What the store holds of ``rows``, by array."""
+    where = f"layer {tap.layer}"
+    return {
+        "mlp_in": store.to_storage(rows.x, settings.dtype, f"mlp_in of {where}"),
+        "mlp_out": store.to_storage(rows.y, settings.dtype, f"mlp_out of {where}"),
+        **{name: rows.labels[name].numpy().astype(np.int32) for name in store.LABELS},
+    }
 
 
 class LayerWriter:
@@ -85,28 +117,15 @@ class LayerWriter:
 
     def select(self, batch: int, caught: dict[str, Tensor], labels: dict[str, Tensor]) -> Activations:
         """The batch's tokens with their labels, norm outliers left out."""
-        keep = labels.pop("keep")
-        x, y = caught[self.tap.hook_in][keep], caught[self.tap.hook_out][keep]
-        labels = {name: values[keep] for name, values in labels.items()}
-        norms = [x.norm(dim=1), y.norm(dim=1)]
         if self.limits is None and self.settings.max_norm is not None:
-            self.limits = [float(n.median()) * self.settings.max_norm for n in norms]
-        if self.limits is None:
-            return Activations(x, y, labels, 0)
-        inside = ~((norms[0] > self.limits[0]) | (norms[1] > self.limits[1]))
-        kept = {name: values[inside.to(values.device)] for name, values in labels.items()}
-        return Activations(x[inside], y[inside], kept, int((~inside).sum()))
+            self.limits = norm_limits(self.tap, caught, labels, self.settings.max_norm)
+        return kept(self.tap, caught, labels, self.limits)
 
     def add(self, batch: int, rows: Activations, pool: ThreadPoolExecutor) -> "Future[None] | None":
         """Queue the rows of ``batch``; returns the write of a shard when one became full."""
         if batch < self.first_batch:
             return None
-        where = f"layer {self.tap.layer}"
-        arrays = {
-            "mlp_in": store.to_storage(rows.x, self.settings.dtype, f"mlp_in of {where}"),
-            "mlp_out": store.to_storage(rows.y, self.settings.dtype, f"mlp_out of {where}"),
-            **{name: rows.labels[name].numpy().astype(np.int32) for name in store.LABELS},
-        }
+        arrays = stored_arrays(rows, self.settings, self.tap)
         skip, self._skip = self._skip, 0
         before, left_out_before = self._seen, self.left_out
         self._seen += len(arrays["token"])
@@ -146,20 +165,38 @@ class LayerWriter:
         store.finish(self.path, rows, {**attributes, **statistics, "left_out": self.left_out})
 
 
+class Moments(NamedTuple):
+    """Of one chunk of an array: exact sums of its rows and of its squares."""
+
+    total: Float[Tensor, "d"]
+    square: float
+
+
+def moments(values: np.ndarray, dtype: str) -> Moments:
+    """Of a chunk as it is stored."""
+    tensor = torch.from_numpy(values)
+    exact = (tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor).double()
+    return Moments(exact.sum(0), float(exact.square().sum()))
+
+
+def statistics(name: str, chunks: Iterable[Moments], rows: int) -> dict[str, Any]:
+    """The attributes of array ``name``, from its chunks in order."""
+    total, square = None, 0.0
+    for chunk in chunks:
+        total = chunk.total.clone() if total is None else total.add_(chunk.total)
+        square += chunk.square
+    assert total is not None
+    return {f"{name}_mean": (total / rows).tolist(), f"{name}_mean_square": square / rows}
+
+
 def _statistics(root: zarr.Group, rows: int, dtype: str) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name in store.ACTIVATIONS:
         array = root[name]
         assert isinstance(array, zarr.Array)
-        total = torch.zeros(array.shape[1], dtype=torch.float64)
-        square = 0.0
-        for start in range(0, rows, store.CHUNK_ROWS):
-            values = torch.from_numpy(np.asarray(array[start : min(start + store.CHUNK_ROWS, rows)]))
-            exact = (values.view(torch.bfloat16) if dtype == "bfloat16" else values).double()
-            total += exact.sum(0)
-            square += float(exact.square().sum())
-        result[f"{name}_mean"] = (total / rows).tolist()
-        result[f"{name}_mean_square"] = square / rows
+        starts = range(0, rows, store.CHUNK_ROWS)
+        chunks = (moments(np.asarray(array[start : min(start + store.CHUNK_ROWS, rows)]), dtype) for start in starts)
+        result |= statistics(name, chunks, rows)
     return result
 
 
@@ -184,17 +221,17 @@ def collect(
     d_model = int(bridge.cfg.d_model)
     capacity = int((contexts.tokens != PAD).sum()) - len(contexts.tokens)
     device = next(bridge.original_model.parameters()).device
-    _check_disk(paths[0].parent, len(paths) * capacity * 2 * d_model * (4 if settings.dtype == "float32" else 2))
+    check_disk(paths[0].parent, len(paths) * capacity * 2 * d_model * (4 if settings.dtype == "float32" else 2))
     writers = [LayerWriter(path, tap, settings, d_model, capacity) for path, tap in zip(paths, layer_taps, strict=True)]
     plan = batches(contexts, settings.batch_size)
     first = min(writer.first_batch for writer in writers)
     special = torch.tensor(special_ids, dtype=torch.long)
     bar = tqdm(desc="collect", total=capacity, unit="tok", unit_scale=True)
-    bar.update(sum(_tokens_of(contexts, rows) for rows in plan[:first]))
+    bar.update(sum(tokens_of(contexts, rows) for rows in plan[:first]))
     pending: list[Future[None]] = []
     with bar, ThreadPoolExecutor(max_workers=1) as pool:
         for number in range(first, len(plan)):
-            labels = _labels(contexts, plan[number], special)
+            labels = batch_labels(contexts, plan[number], special)
             tokens = labels["token"].clamp_min(0).to(device)
             caught = forward(bridge, tokens, layer_taps)
             for writer in writers:
@@ -208,18 +245,18 @@ def collect(
             # At most one shard per layer waits to be written; an error in the writer surfaces here.
             while len(pending) > len(writers) or (pending and pending[0].done()):
                 pending.pop(0).result()
-            bar.update(_tokens_of(contexts, plan[number]))
+            bar.update(tokens_of(contexts, plan[number]))
         for future in pending:
             future.result()
         for writer, extra in zip(writers, attributes, strict=True):
             writer.close({**extra, "d_model": d_model})
 
 
-def _tokens_of(contexts: Contexts, rows: np.ndarray) -> int:
+def tokens_of(contexts: Contexts, rows: np.ndarray) -> int:
     return int((contexts.tokens[rows] != PAD).sum()) - len(rows)
 
 
-def _labels(contexts: Contexts, rows: np.ndarray, special: Tensor) -> dict[str, Tensor]:
+def batch_labels(contexts: Contexts, rows: np.ndarray, special: Tensor) -> dict[str, Tensor]:
     """Per position [contexts, length]: token, document, position, context, and whether to keep it."""
     table = contexts.tokens[rows]
     token = torch.from_numpy(table[:, : int((table != PAD).sum(1).max())]).long()
@@ -233,7 +270,7 @@ def _labels(contexts: Contexts, rows: np.ndarray, special: Tensor) -> dict[str, 
     }
 
 
-def _check_disk(folder: Path, needed: int) -> None:
+def check_disk(folder: Path, needed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:

@@ -83,7 +83,10 @@ class ShuffledReader:
         buffer_tokens: int,
         seed: int,
         device: torch.device,
+        own: slice = slice(None),
     ) -> None:
+        """``own`` are the rows of each batch of ``batch_size`` that are wanted."""
+        self._own = own
         self._store, self._documents, self._seed, self._device = store, documents, seed, device
         self.batch_size = batch_size
         self._chunks = _chunks(store)
@@ -138,7 +141,7 @@ class ShuffledReader:
                 if len(rows) == missing:
                     x, y = (torch.cat(part) for part in zip(*carried, strict=True))
                     carried = []
-                    yield Batch(self._place(x), self._place(y))
+                    yield Batch(self._place(x[self._own]), self._place(y[self._own]))
             if last:
                 carried = []
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from transcoders import kernels
+from transcoders.distributed.ranks import Team
 from transcoders.errors import UserError
 from transcoders.files import replacing, write_json
 from transcoders.kernels import Backend, SparseLatents
@@ -112,10 +113,14 @@ class Transcoder(nn.Module):
     def __init__(self, config: TranscoderConfig) -> None:
         """Allocate zero weights: W_enc [F, d_in], b_enc [F], W_dec [F, d_out], b_dec, [W_skip, threshold [F]]."""
         super().__init__()
-        self.config = config
+        self.config = self.whole = config
         for name, shape in _shapes(config).items():
             setattr(self, name, nn.Parameter(torch.zeros(shape)))
 
+    team = Team()
+    """The ranks that hold a slice of the latents each; here this one holds all."""
+    whole: TranscoderConfig
+    """Of all ranks' latents together."""
     W_enc: nn.Parameter
     b_enc: nn.Parameter
     W_dec: nn.Parameter
@@ -132,17 +137,19 @@ class Transcoder(nn.Module):
 
     def encode_groups(self, x: Float[Tensor, "tokens d_in"], backend: Backend = "auto") -> list[SparseLatents]:
         """Latents of each group, counted from its first; for encoders that choose k of them."""
+        choose = {"topk": self.largest, "groupmax": kernels.groupmax_encode, "batchtopk": kernels.batchtopk_encode}
+        return [choose[self.config.encoder](x, W, b, k, backend) for W, b, k in self.encoders()]
+
+    def encoders(self) -> list[tuple[Float[Tensor, "group d_in"], Float[Tensor, "group"], int]]:
+        """Each group's rows of W_enc and b_enc, and its k."""
         groups = self.config.groups
         sizes = [group.stop - group.start for group in groups]
-        choose = {
-            "topk": kernels.topk_encode,
-            "groupmax": kernels.groupmax_encode,
-            "batchtopk": kernels.batchtopk_encode,
-        }[self.config.encoder]
-        return [
-            choose(x, _wide(W), _wide(b), group.k, backend)
-            for group, W, b in zip(groups, self.W_enc.split(sizes), self.b_enc.split(sizes), strict=True)
-        ]
+        ks = [group.k for group in groups]
+        return list(zip(map(_wide, self.W_enc.split(sizes)), map(_wide, self.b_enc.split(sizes)), ks, strict=True))
+
+    def largest(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, backend: Backend = "auto") -> SparseLatents:
+        """The ``k`` largest latents of each token."""
+        return kernels.topk_encode(x, W_enc, b_enc, k, backend)
 
     def part(self, start: int, stop: int) -> "Transcoder":
         """The groups within latents [start, stop) as a transcoder that shares these weights.
@@ -153,17 +160,7 @@ class Transcoder(nn.Module):
         Raises:
             ValueError: ``start`` or ``stop`` is not 0 or a prefix.
         """
-        config = self.config
-        borders = (0, *(config.prefixes or (config.d_hidden,)))
-        if start not in borders or stop not in borders or start >= stop:
-            raise ValueError(f"latents {start} to {stop}: a transcoder divides only at its prefixes {borders[1:]}")
-        groups = [group for group in config.groups if start <= group.start and group.stop <= stop]
-        ks = np.cumsum([group.k for group in groups]).tolist()
-        part = Transcoder(config.model_copy(update={
-            "d_hidden": stop - start, "k": ks[-1], "skip": config.skip and start == 0,
-            "prefixes": tuple(group.stop - start for group in groups) if config.prefixes else (),
-            "prefix_k": tuple(ks) if config.prefixes else (),
-        }))  # fmt: skip
+        part = self._empty(start, stop)
         for name, value in part.named_parameters():
             own = getattr(self, name)
             if name in PER_LATENT:
@@ -173,6 +170,13 @@ class Transcoder(nn.Module):
             else:
                 value.data = torch.zeros_like(own.data)
         return part.requires_grad_(False)
+
+    def _empty(self, start: int, stop: int) -> "Transcoder":
+        return Transcoder(config_of_part(self.config, start, stop))
+
+    def own(self, rows: Tensor) -> Tensor:
+        """Of a row for each latent of the whole, this rank's."""
+        return rows
 
     def truncate(self, m: int) -> "Transcoder":
         """The valid smaller transcoder made of the first ``m`` latents, ``m`` being one of ``config.prefixes``.
@@ -190,8 +194,12 @@ class Transcoder(nn.Module):
         self, latents: SparseLatents, x: Float[Tensor, "tokens d_in"], backend: Backend = "auto"
     ) -> Float[Tensor, "tokens d_out"]:
         """Normalised reconstruction; ``x`` (normalised) feeds the skip connection, if any."""
-        y_hat = kernels.decode(latents, _wide(self.W_dec), backend=backend) + self.b_dec
+        y_hat = self.decode_latents(latents, backend) + self.b_dec
         return y_hat + x @ _wide(self.W_skip).T if self.config.skip else y_hat
+
+    def decode_latents(self, latents: SparseLatents, backend: Backend = "auto") -> Float[Tensor, "tokens d_out"]:
+        """``z W_dec``, without the biases."""
+        return kernels.decode(latents, _wide(self.W_dec), backend=backend)
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> SparseLatents:
         """Latents of raw MLP inputs; batch dimensions are flattened to tokens."""
@@ -272,6 +280,20 @@ class Transcoder(nn.Module):
 def _wide(weight: Tensor) -> Tensor:
     """A foreign file's 16-bit weights are computed with in float32; a copy for the moment."""
     return weight.float() if weight.dtype in (torch.bfloat16, torch.float16) else weight
+
+
+def config_of_part(config: TranscoderConfig, start: int, stop: int) -> TranscoderConfig:
+    """Of the groups within latents [start, stop)."""
+    borders = (0, *(config.prefixes or (config.d_hidden,)))
+    if start not in borders or stop not in borders or start >= stop:
+        raise ValueError(f"latents {start} to {stop}: a transcoder divides only at its prefixes {borders[1:]}")
+    groups = [group for group in config.groups if start <= group.start and group.stop <= stop]
+    ks = np.cumsum([group.k for group in groups]).tolist()
+    return config.model_copy(update={
+        "d_hidden": stop - start, "k": ks[-1], "skip": config.skip and start == 0,
+        "prefixes": tuple(group.stop - start for group in groups) if config.prefixes else (),
+        "prefix_k": tuple(ks) if config.prefixes else (),
+    })  # fmt: skip
 
 
 def _shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:

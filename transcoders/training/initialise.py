@@ -66,17 +66,13 @@ def initialise_(
     x = sample.x.to(model.W_enc) / config.input_scale
     y = sample.y.to(model.W_enc) / config.output_scale
     with torch.no_grad():
-        encoder = torch.randn(config.d_hidden, config.d_in, generator=generator)
-        directions = torch.randn(config.d_hidden, config.d_out, generator=generator)
-        model.W_enc.copy_(normalize(encoder))
-        model.W_dec.copy_(normalize(directions))
+        for weights in (model.W_enc, model.W_dec):
+            rows = torch.randn(model.whole.d_hidden, weights.shape[1], generator=generator)
+            weights.copy_(normalize(model.own(rows)))
         model.b_dec.copy_(statistics.y_mean / statistics.y_scale)
         x_mean = (statistics.x_mean / statistics.x_scale).to(model.W_enc)
         model.b_enc.copy_(-(model.W_enc @ x_mean))
-        latents = kernels.concatenate([
-            kernels.topk_encode(x, model.W_enc[g.start : g.stop], model.b_enc[g.start : g.stop], g.k)
-            for g in config.groups
-        ])  # fmt: skip
+        latents = kernels.concatenate([model.largest(x, W, b, k) for W, b, k in model.encoders()])
         centred = y - model.b_dec
     if decoder == "residual":
         rows = model.W_dec.detach().requires_grad_()
@@ -85,7 +81,7 @@ def initialise_(
         fired = toward.norm(dim=1) > 0
         model.W_dec.data[fired] = normalize(toward[fired])
     with torch.no_grad():
-        y_hat = kernels.decode(latents, model.W_dec)
+        y_hat = model.decode_latents(latents)
         scale = ((y_hat * centred).sum() / y_hat.square().sum()).clamp(min=SMALLEST_SCALE)
         model.W_enc.mul_(scale)
         model.b_enc.mul_(scale)
@@ -97,7 +93,10 @@ def _set_thresholds(model: Transcoder, latents: SparseLatents) -> None:
     """Let k latents per token be active on average: the k-th largest is a value between the k largest."""
     for group in model.config.groups:
         own = kernels.between(latents, group.start, group.stop)
-        least = own.values.view(own.tokens, group.k).amin(1).median()
+        rows = own.rows()
+        chosen = own.values.new_full((own.tokens, group.k), torch.inf)  # a slice has fewer than k of some tokens
+        chosen[rows, torch.arange(len(rows), device=rows.device) - own.offsets[rows]] = own.values
+        least = model.team.min_(chosen.amin(1)).median()
         if model.config.encoder == "relu":
             model.b_enc[group.start : group.stop] -= least
         else:

@@ -1,8 +1,9 @@
 """Training one transcoder: read a batch, take a step, now and then look at held-out tokens."""
 
+import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +13,17 @@ from tqdm import tqdm
 
 from transcoders.activations.reader import Batch, ShuffledReader
 from transcoders.devices import is_out_of_memory, matmul_precision
-from transcoders.dictionary.transcoder import Transcoder
+from transcoders.dictionary.assemble import write_slice_by_slice
+from transcoders.dictionary.sliced import SlicedTranscoder
+from transcoders.dictionary.transcoder import PER_LATENT, Transcoder
+from transcoders.distributed.ranks import ALONE, Ranks
 from transcoders.errors import UserError
 from transcoders.kernels import SparseLatents
 from transcoders.kernels.auxiliary import variance_of
 from transcoders.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from transcoders.training.initialise import Statistics, initialise_
 from transcoders.training.objective import Objective
-from transcoders.training.optimiser import Adam, Projection
+from transcoders.training.optimiser import MOMENTS, Adam, Projection
 from transcoders.training.schedule import learning_rate
 from transcoders.training.settings import TrainSettings, VariantSettings
 from transcoders.training.stages import Stage, plan
@@ -75,10 +79,14 @@ class Trainer:
 
     def __init__(
         self, model: Transcoder, reader: ShuffledReader, settings: TrainSettings, variant: VariantSettings,
-        start: Start, validation: list[Batch], checkpoint: Path,
+        start: Start, validation: list[Batch], checkpoint: Path, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
+        """With several ``ranks``, ``reader`` gives this rank's share of each batch."""
+        self.ranks = ranks
         self.model, self.reader, self.settings, self.variant = model, reader, settings, variant
         self.start, self.validation, self._path = start, validation, checkpoint
+        if settings.batch_size < ranks.data.size:
+            raise UserError(f"train.batch_size: {settings.batch_size} is less than the {ranks.data.size} processes")
         if not reader.batches_per_epoch:
             raise UserError(
                 f"train.batch_size: {settings.batch_size} is more than the {reader.tokens} tokens "
@@ -89,6 +97,11 @@ class Trainer:
             self.stages = plan(model.config, variant, self.steps)
         except ValueError as error:
             raise UserError(f"train.epochs: {error}; raise it, or collect.tokens, or lower train.batch_size") from None
+        if ranks.latents.size > 1 and (settings.selection == "bucketed" or variant.orthogonality == "projection"):
+            raise UserError(
+                "distributed.latents: slices go with train.selection: exact, and not with orthogonality: projection; "
+                "set it to 1, or change these"
+            )
         device = model.W_enc.device
         self.step = 0
         self.since_fired = torch.zeros(model.config.d_hidden, dtype=torch.long, device=device)
@@ -113,7 +126,7 @@ class Trainer:
         settings = self.settings
         bar = tqdm(
             desc="train", total=self.steps * settings.batch_size, unit="tok", unit_scale=True,
-            initial=self.step * settings.batch_size,
+            initial=self.step * settings.batch_size, disable=not self.ranks.first,
         )  # fmt: skip
         with bar:
             for batch in self.reader.batches(self.step) if self.step < self.steps else ():
@@ -129,13 +142,15 @@ class Trainer:
                     bar.set_postfix(loss=f"{row['loss']:.4f}", dead=f"{row['dead_fraction']:.1%}")
                 if validate:
                     self._validate()
-                    on_history(self.history)
+                    if self.ranks.first:
+                        on_history(self.history)
                 if self.step % settings.checkpoint_every == 0 and not last:
                     self._save()
-                bar.update(len(batch.x))
+                bar.update(settings.batch_size)
                 if last:
                     break
-        self._path.unlink(missing_ok=True)
+        if self.ranks.first:
+            self._path.unlink(missing_ok=True)
         return Result(
             self.history, self.best_weights, self.best_step, self.best_nmse, self.seconds, self.seconds_waited
         )  # fmt: skip
@@ -157,7 +172,7 @@ class Trainer:
         fixed |= {"b_dec"} if stage.frozen else set()
         for name, parameter in self.part.named_parameters():
             parameter.requires_grad_(name not in fixed)
-        self.objective = Objective(self.part, self.settings, self.variant)
+        self.objective = Objective(self.part, self.settings, self.variant, self.ranks)
         self.optimiser = Adam(self.part, slow_rows=stage.new - first, slow_rate=self.variant.previous_lr_scale)
         self.projection = None
         if self.variant.orthogonality == "projection" and self.base is not None:
@@ -177,6 +192,8 @@ class Trainer:
             statistics = statistics._replace(y_mean=torch.zeros_like(statistics.y_mean))
         new = self.model.part(stage.new, stage.stop)
         initialise_(new, statistics, sample, seed + 1000 * (stage.number - 1), decoder=self.variant.new_latents)
+        for weights in self.model.state_dict().values():
+            self.ranks.data.broadcast_(weights)
 
     def _step(self, batch: Batch) -> float:
         settings, stage = self.settings, self.stage
@@ -193,7 +210,7 @@ class Trainer:
             if self.variant.encoder == "jumprelu":
                 self.part.threshold.clamp_(min=0)
             self.part.b_enc[dead] += settings.dead_boost
-        self._count(found, norm, len(x))
+        self._count(found, norm)
         return rate
 
     @property
@@ -209,6 +226,11 @@ class Trainer:
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
+                if self.ranks.world.size > 1:
+                    raise UserError(
+                        f"train.micro_batch_size: out of memory with {min(len(x), self.micro_batch_size)} tokens at a "
+                        "time; lower it, or train.d_hidden, or raise distributed.latents"
+                    ) from None
                 if self.micro_batch_size < 2 * SMALLEST_MICRO_BATCH:
                     raise UserError(
                         f"train.d_hidden: out of memory even with {self.micro_batch_size} tokens at a time; "
@@ -218,7 +240,7 @@ class Trainer:
             log.warning("out of memory: %d tokens at a time from here on, same result", self.micro_batch_size)
 
     def _backward(self, x: Tensor, y: Tensor, dead: Tensor) -> _Gradients:
-        objective, settings, tokens = self.objective, self.settings, len(x)
+        objective, settings, tokens = self.objective, self.settings, self.settings.batch_size
         xs, ys = x.split(self.micro_batch_size), list(y.split(self.micro_batch_size))
         base_l0 = x.new_zeros(())
         if self.base is not None:
@@ -239,25 +261,36 @@ class Trainer:
             residuals.append(losses.residual)
             latents_of.append(losses.latents._replace(values=losses.latents.values.detach()))
         loss, nmse, l1, aux = sums
-        if settings.aux_coefficient and len(dead):
-            variance = variance_of(torch.cat(residuals))
+        if settings.aux_coefficient and self.ranks.latents.total(len(dead), x.device):
+            variance = self._variance(torch.cat(residuals))
             for x_part, residual in zip(xs, residuals, strict=True):
                 value = objective.aux(x_part, residual, dead, variance) * (len(x_part) / tokens)
                 (settings.aux_coefficient * value).backward()
                 aux += value.detach()
             loss = loss + settings.aux_coefficient * aux
-        penalty = objective.orthogonality(self._generator(1), None if self.base is None else self.base.W_dec)
+        together = self.ranks.data.add_gradients_(list(self.part.parameters()), torch.stack([loss, nmse, aux, l1]))
+        loss, nmse, aux, l1 = together.unbind()
+        penalty = objective.orthogonality(self._generator(1), self.base)
         if penalty is not None:
             penalty.backward()
             loss = loss + penalty.detach()
         return _Gradients(loss, nmse, aux, l1, latents_of, base_l0)
+
+    def _variance(self, residual: Tensor) -> Tensor:
+        """Of the whole batch's residual."""
+        if self.ranks.data.size == 1:
+            return variance_of(residual)
+        tokens = self.settings.batch_size
+        mean = self.ranks.data.sum_(residual.sum(0)) / tokens
+        return self.ranks.data.sum_((residual - mean).square().sum()) / (tokens * residual.shape[1])
 
     def _generator(self, purpose: int) -> torch.Generator:
         """For this step's random choices: the same after a resume, and for every micro-batch."""
         return torch.Generator().manual_seed((self.start.seed * 1_000_003 + self.step) * 2 + purpose)
 
     @torch.no_grad()
-    def _count(self, found: _Gradients, norm: Tensor, tokens: int) -> None:
+    def _count(self, found: _Gradients, norm: Tensor) -> None:
+        tokens = self.settings.batch_size
         self.since_fired += tokens
         own = self.since_fired[self._trained]
         l0 = found.loss.new_zeros(())
@@ -265,8 +298,10 @@ class Trainer:
             fired = latents.values > 0
             own[latents.indices[fired].long()] = 0
             l0 += fired.sum() / tokens
+        self.ranks.data.min_(self.since_fired)
+        l0, base_l0 = self.ranks.world.sum_(torch.stack([l0, found.base_l0]))
         self.objective.after_step(found.latents, l0)
-        values = [found.loss, found.nmse, found.aux, l0 + found.base_l0, found.l1, norm]
+        values = [found.loss, found.nmse, found.aux, l0 + base_l0, found.l1, norm]
         self.sums += torch.stack([value.double() for value in values])
 
     def _log(self, rate: float) -> dict[str, Any]:
@@ -280,11 +315,14 @@ class Trainer:
                 f"train.learning_rate: the loss is {row['loss']} at step {self.step}; lower the "
                 f"learning rate (now {settings.learning_rate:g}), or check metrics/collect.json"
             )
-        dead = (self.since_fired[: self.stage.stop] > settings.dead_after_tokens).float().mean()
+        trained = self.since_fired[: self.stage.stop]
+        dead = (trained > settings.dead_after_tokens).float().mean()
+        latents = self.ranks.latents.total(self.stage.stop, trained.device)
+        dead = self.ranks.latents.sum_(dead * (self.stage.stop / latents))
         row |= {
             "step": self.step, "tokens": self.step * settings.batch_size,
             "epoch": (self.step - 1) // self.reader.batches_per_epoch,
-            "stage": self.stage.number, "latents": self.stage.stop,
+            "stage": self.stage.number, "latents": latents,
             "dead_fraction": float(dead), "learning_rate": rate, "validation_nmse": None,
         }  # fmt: skip
         self.history.append({key: row[key] for key in HISTORY})
@@ -295,14 +333,21 @@ class Trainer:
         """Validation error of the latents so far; the best weights are sought in the last stage."""
         config, model = self.model.config, self.model.part(0, self.stage.stop)
         total, tokens = 0.0, 0
-        for x, y in self.validation:
+        for x, y in self._own_validation():
             total += float((model(x) - y).double().square().sum())
             tokens += len(x)
+        if self.ranks.data.size > 1:
+            sums = self.ranks.data.sum_(torch.tensor([total, tokens], dtype=torch.float64, device=self.sums.device))
+            total, tokens = float(sums[0]), int(sums[1])
         nmse = total / tokens / config.d_out / config.output_scale**2
         self.history[-1]["validation_nmse"] = nmse
         if self.stage.number == len(self.stages) and nmse < self.best_nmse:
             self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
             self.best_step, self.best_nmse = self.step, nmse
+
+    def _own_validation(self) -> list[Batch]:
+        own = [(batch, self.ranks.data.share(len(batch.x))) for batch in self.validation]
+        return [Batch(batch.x[rows], batch.y[rows]) for batch, rows in own if rows.start < rows.stop]
 
     def _save(self) -> None:
         tensors = {"since_fired": self.since_fired, "sums": self.sums, "pressure": self.objective.pressure}
@@ -316,18 +361,45 @@ class Trainer:
             "best_step": self.best_step, "best_nmse": self.best_nmse, "micro_batch_size": self.micro_batch_size,
             "seconds": self.seconds, "seconds_waited": self.seconds_waited,
         }  # fmt: skip
-        save_checkpoint(self._path, Checkpoint(tensors, values))
+        if isinstance(self.model, SlicedTranscoder):
+            if self.ranks.data.rank == 0:
+                path = self._path if self.ranks.first else None
+                metadata = {"values": json.dumps(values)}
+                tensors = {name: value.detach() for name, value in tensors.items()}
+                write_slice_by_slice(path, tensors, self._owners(tensors), self.model.team, metadata)
+        elif self.ranks.first:
+            save_checkpoint(self._path, Checkpoint(tensors, values))
+
+    def _owners(self, names: Iterable[str]) -> dict[str, SlicedTranscoder]:
+        """Of a sliced run's checkpoint: the tensors with a row for each latent, and whose latents these are."""
+        owners = {name: self.part if name.startswith(MOMENTS) else self.model for name in names}
+        per_latent = (*PER_LATENT, "since_fired")
+        return {
+            name: owner
+            for name, owner in owners.items()
+            if isinstance(owner, SlicedTranscoder) and name.split(".")[-1] in per_latent
+        }
 
     @torch.no_grad()
     def _resume(self) -> bool:
         found = load_checkpoint(self._path)
+        step = torch.tensor(found.values["step"] if found else -1, device=self.sums.device)
+        if int(self.ranks.world.min_(step.clone())) != int(step) or -int(self.ranks.world.min_(-step)) != int(step):
+            raise UserError(
+                f"{self._path}: not every process sees the same checkpoint; all hosts must share the folder "
+                "(set XDG_CACHE_HOME to one)"
+            )
         if found is None:
             return False
+        self._enter(self.stages[found.values["stage"] - 1])
         device = self.model.W_enc.device
-        tensors = {name: value.to(device) for name, value in found.tensors.items()}
+        owners = self._owners(found.tensors)
+        tensors = {
+            name: (owners[name].own(value) if name in owners else value).to(device)
+            for name, value in found.tensors.items()
+        }
         for name, parameter in self.model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
-        self._enter(self.stages[found.values["stage"] - 1])
         self.optimiser.load_(tensors)
         self.objective.pressure = tensors["pressure"]
         if self.projection is not None:

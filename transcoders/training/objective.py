@@ -7,8 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transcoders import kernels
+from transcoders.dictionary.sliced import SlicedTranscoder
 from transcoders.dictionary.transcoder import FIXED_K, Transcoder
-from transcoders.kernels import SparseLatents
+from transcoders.distributed.ranks import ALONE, Ranks
+from transcoders.distributed.selection import kth_largest
+from transcoders.kernels import SparseLatents, SquaredErrors
+from transcoders.training.parallel import sliced_auxk, sliced_rows, sliced_squared_errors
 from transcoders.training.settings import TrainSettings, VariantSettings
 
 THRESHOLD_RATE = 0.1
@@ -39,8 +43,11 @@ class Objective:
     ``pressure``, the weight of the sparsity penalty, is the only state (a checkpoint keeps it).
     """
 
-    def __init__(self, model: Transcoder, settings: TrainSettings, variant: VariantSettings) -> None:
+    def __init__(
+        self, model: Transcoder, settings: TrainSettings, variant: VariantSettings, ranks: Ranks = ALONE
+    ) -> None:
         """Of a whole transcoder or of the part that a stage trains."""
+        self._ranks = ranks
         self.model, self.settings, self.variant = model, settings, variant
         self.pressure = model.W_enc.new_tensor(settings.lambda_sparsity)
         self._seeks_k = variant.encoder == "jumprelu" or (variant.encoder == "relu" and not settings.lambda_sparsity)
@@ -68,13 +75,11 @@ class Objective:
             total, nmse, residual = self._separately(latents, target)
         else:
             sizes, weights = self._prefixes(generator)
-            errors, residual = kernels.squared_errors(
-                latents, model.W_dec, target, sizes, backend=self.settings.backend
-            )
+            errors, residual = self._squared_errors(latents, target, sizes)
             total, nmse = (errors * weights.to(errors)).sum(), errors[-1]
-        l1 = latents.values.sum() / len(x)
+        l1 = model.team.summed(latents.values.sum() / len(x))
         if l0 is not None:
-            total = total + self.pressure * l0.mean()
+            total = total + self.pressure * model.team.summed(l0.mean())
         elif self.pressure > 0:
             total = total + self.pressure * l1
         return Losses(total, nmse.detach(), l1.detach(), latents, residual)
@@ -88,25 +93,25 @@ class Objective:
     ) -> Float[Tensor, ""]:
         """AuxK of the ``dead`` latents over ``variance``, that of the whole batch's residual."""
         model = self.model
+        if isinstance(model, SlicedTranscoder):
+            return sliced_auxk(model, x, residual, dead, variance)
         k_aux = min(model.config.d_out // 2, len(dead))
         return kernels.auxk(
             x, residual, model.W_enc, model.b_enc, model.W_dec, dead, k_aux, self.settings.backend, variance
         )  # fmt: skip
 
-    def orthogonality(
-        self, generator: torch.Generator, earlier: Float[Tensor, "earlier d_out"] | None
-    ) -> Float[Tensor, ""] | None:
+    def orthogonality(self, generator: torch.Generator, earlier: Transcoder | None) -> Float[Tensor, ""] | None:
         """The weighted penalty on decoder rows that point the same way, from a sample of them.
 
-        With ``earlier`` rows: the mean over new rows of ``sum_j cos^2`` to them. Without: the mean
+        With ``earlier`` latents: the mean over new rows of ``sum_j cos^2`` to them. Without: the mean
         over rows of the largest cos^2 to another row of the sample (OrtSAE, arXiv 2509.22033).
         """
         if self.variant.orthogonality != "penalty":
             return None
-        own = _sample(self.model.W_dec, generator)
+        own = self._sample(self.model, generator)
         if earlier is not None:
-            others = _sample(earlier, generator)
-            total = (own @ others.T).square().sum(1).mean() * (len(earlier) / len(others))
+            others = self._sample(earlier, generator)
+            total = (own @ others.T).square().sum(1).mean() * (earlier.whole.d_hidden / len(others))
         elif self.variant.training == "progressive":
             return None  # the first stage has nothing to keep apart from
         else:
@@ -117,7 +122,11 @@ class Objective:
     @torch.no_grad()
     def batch_bound(self, parts: list[Float[Tensor, "tokens d_in"]]) -> Float[Tensor, "d_hidden"] | None:
         """The threshold that makes batchtopk choose the same from the parts of a batch as from the whole."""
-        if self.variant.encoder != "batchtopk" or len(parts) == 1:
+        if self.variant.encoder != "batchtopk":
+            return None
+        if self._ranks.world.size > 1:
+            return self._bound_of_all(parts)
+        if len(parts) == 1:
             return None
         config, tokens = self.model.config, sum(map(len, parts))
         bounds = []
@@ -129,6 +138,22 @@ class Objective:
                 kept.append(kernels.batchtopk_encode(x, W, b, k, self.settings.backend).values)
             smallest = torch.cat(kept).topk(group.k * tokens).values[-1]
             bounds.append(smallest.nextafter(torch.zeros_like(smallest)).expand(len(b)))
+        return torch.cat(bounds)
+
+    def _bound_of_all(self, parts: list[Float[Tensor, "tokens d_in"]]) -> Float[Tensor, "d_hidden"]:
+        """The same, from each rank's largest; more of them where one rank has more than its share."""
+        model, settings = self.model, self.settings
+        bounds = []
+        for W, b, k in model.encoders():
+            own_k = min(len(W), 2 * -(-k // model.team.size))
+            while True:
+                kept = [kernels.batchtopk_encode(x, W, b, own_k, settings.backend).values for x in parts]
+                bound = kth_largest(torch.cat(kept), k * settings.batch_size, self._ranks.world)
+                cut_off = own_k < len(W) and any(values.amin() > bound for values in kept)
+                if not self._ranks.world.total(int(cut_off), W.device):
+                    break
+                own_k = min(len(W), 2 * own_k)
+            bounds.append(bound.nextafter(torch.zeros_like(bound)).expand(len(b)))
         return torch.cat(bounds)
 
     @torch.no_grad()
@@ -144,7 +169,7 @@ class Objective:
             values = torch.where(values > 0, values, torch.inf)
             for group in config.groups:
                 inside = (indices >= group.start) & (indices < group.stop)
-                smallest = torch.where(inside, values, torch.inf).amin()
+                smallest = self._ranks.world.min_(torch.where(inside, values, torch.inf).amin())
                 own = self.model.threshold[group.start : group.stop]
                 own += THRESHOLD_RATE * torch.where(smallest.isfinite(), smallest - own, 0.0)
 
@@ -164,8 +189,15 @@ class Objective:
             return kernels.concatenate(model.encode_groups(x, backend)), None
         return model.encode_normalised(x, backend), None
 
+    def _squared_errors(self, latents: SparseLatents, target: Tensor, sizes: tuple[int, ...] = ()) -> SquaredErrors:
+        """Mean squared error of each prefix, ``sizes`` being of the whole dictionary; with none, of all latents."""
+        model, backend = self.model, self.settings.backend
+        if isinstance(model, SlicedTranscoder):
+            return sliced_squared_errors(model, latents, target, sizes or (model.whole.d_hidden,), backend)
+        return kernels.squared_errors(latents, model.W_dec, target, sizes, backend=backend)
+
     def _prefixes(self, generator: torch.Generator | None) -> tuple[tuple[int, ...], Tensor]:
-        config, count = self.model.config, self.variant.sampled_prefixes
+        config, count = self.model.whole, self.variant.sampled_prefixes
         if not (count and config.prefixes):
             return config.prefixes or (config.d_hidden,), self._weights / self._weights.sum()
         # Log-uniform between the smallest prefix and all: each doubling is as likely as the next.
@@ -180,12 +212,17 @@ class Objective:
         weights = self._weights / self._weights.sum()
         for group, weight in zip(self.model.config.groups, weights.tolist(), strict=True):
             own = kernels.between(latents, group.start, group.stop)
-            errors, residual = kernels.squared_errors(own, self.model.W_dec, residual, backend=self.settings.backend)
+            errors, residual = self._squared_errors(own, residual)
             total = total + weight * errors[-1]
         return total, errors[-1], residual
 
-
-def _sample(rows: Tensor, generator: torch.Generator) -> Tensor:
-    if len(rows) <= ROWS_COMPARED:
-        return rows
-    return rows[torch.randperm(len(rows), generator=generator)[:ROWS_COMPARED].to(rows.device)]
+    @staticmethod
+    def _sample(model: Transcoder, generator: torch.Generator) -> Float[Tensor, "rows d_out"]:
+        count = model.whole.d_hidden
+        chosen = torch.arange(count)
+        if count > ROWS_COMPARED:
+            chosen = torch.randperm(count, generator=generator)[:ROWS_COMPARED]
+        elif not isinstance(model, SlicedTranscoder):
+            return model.W_dec
+        chosen = chosen.to(model.W_dec.device)
+        return sliced_rows(model, chosen) if isinstance(model, SlicedTranscoder) else model.W_dec[chosen]

@@ -22,6 +22,7 @@ class Adam:
         The first ``slow_rows`` latents, biases and skip connection learn at ``slow_rate`` times the rate.
         """
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._team = model.team
         self._slow_rows, self._slow_rate = slow_rows, slow_rate
         self.moments: dict[str, dict[str, Tensor]] = {
             name: {key: torch.zeros_like(value) for key in MOMENTS} for name, value in self._parameters.items()
@@ -34,11 +35,14 @@ class Adam:
         The norm counts no gradient along a decoder row, which is removed. Returns it, unclipped.
         """
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
-        squares = [
+        squares = torch.stack([
             projected_square_norm(self._parameters[name], gradient, unit_rows=name == "W_dec")
             for name, gradient in gradients.items()
-        ]
-        norm = torch.stack(squares).sum().sqrt()
+        ])  # fmt: skip
+        if self._team.size > 1:  # each rank has the squares of its latents; those of other weights all have
+            sliced = torch.tensor([name in PER_LATENT for name in gradients], device=squares.device)
+            squares = torch.where(sliced, self._team.sum_(squares.clone()), squares)
+        norm = squares.sum().sqrt()
         scale = min(1.0, clip / max(float(norm), 1e-30))
         for name, gradient in gradients.items():
             for rows, factor in self._rates(name):

@@ -1,0 +1,80 @@
+"""Two and three processes collect the bytes that one does, also after one of them was killed."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from collect_job import LAYERS, run
+from spread import spread
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
+
+from transcoders.activations import store
+from transcoders.activations.shards import DONE
+from transcoders.activations.store import Store
+from transcoders.base_model import load_bridge
+
+JOBS = {"all": {}, "short": {"max_norm": 1.5, "dtype": "bfloat16"}}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny Gemma 3 with random weights."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    config = Gemma3TextConfig(
+        vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    Gemma3ForCausalLM(config).save_pretrained(folder)
+    words = Tokenizer(WordLevel({str(i): i for i in range(100)}, unk_token="0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="1", eos_token="0", pad_token="0").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def collected(model, tmp_path_factory):
+    """Folders of the stores: of one process, of two of which one died, and of three that went on."""
+    out = tmp_path_factory.mktemp("stores")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("SHARD_ROWS", "CHUNK_ROWS"):  # which `run` changes
+            patch.setattr(store, name, getattr(store, name))
+        for name, job in JOBS.items():
+            run(load_bridge(model, torch.device("cpu")), out / "alone" / name, **job)
+    killed = {"short": JOBS["short"] | {"kill_after": 3}}
+    statuses, said = spread(2, "collect_job.py", model, out / "many", jobs=killed)
+    assert statuses == [1, -signal.SIGKILL], said
+    kept = {file: file.stat().st_mtime_ns for file in (out / "many").rglob("*.npz")}
+    before = {file: os.stat(file).st_mtime_ns for file in shard_files(out / "many" / "short", kept)}
+    statuses, said = spread(3, "collect_job.py", model, out / "many", jobs=JOBS)
+    assert statuses == [0, 0, 0], said
+    return out, before
+
+
+def shard_files(folder, marks):
+    return [folder / mark.parents[1].name / "mlp_out" / "c" / mark.stem / "0" for mark in marks if mark.stem.isdigit()]
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_stores_have_the_bytes_of_one_process(collected, name):
+    out, _ = collected
+    alone, many = out / "alone" / name, out / "many" / name
+    files = sorted(p.relative_to(alone) for p in alone.rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(many) for p in many.rglob("*") if p.is_file())
+    for file in files:
+        assert (alone / file).read_bytes() == (many / file).read_bytes(), file
+    for layer in LAYERS:
+        found = Store(many / f"{layer}.zarr")
+        assert found.tokens > 1000
+        assert (found.attributes["left_out"] > 0) == (name == "short")
+        assert not (found.path / DONE).exists()
+
+
+def test_finished_shards_of_the_dead_and_of_the_living_are_kept(collected):
+    _, before = collected
+    assert len(before) > 3
+    for file, time in before.items():
+        assert Path(file).stat().st_mtime_ns == time, file

@@ -1,0 +1,55 @@
+"""One rank of the tests' training jobs: ``train_job.py STORE OUT JOBS``, under torchrun or alone."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from training_support import trainer
+
+from transcoders.activations.store import Store
+from transcoders.dictionary.assemble import save_whole
+from transcoders.dictionary.transcoder import WEIGHTS
+from transcoders.distributed.ranks import grid, joined
+
+
+def run(store, folder, ranks, job):
+    """``job``: variant, changes to the settings, and optionally the step at which the last rank kills itself."""
+    t = trainer(store, folder / "checkpoint", job["variant"], ranks, **job.get("changes", {}))
+    if "kill_at" in job and ranks.world.rank == ranks.world.size - 1:
+        step = t._step
+
+        def failing(batch):
+            if t.step == job["kill_at"]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(batch)
+
+        t._step = failing
+    result = t.run(lambda history: None)
+    if ranks.latents.size > 1 and ranks.data.rank == 0:
+        save_whole(t.model, folder, first=ranks.first)
+    if ranks.first:
+        if ranks.latents.size == 1:
+            save_file({n: v.contiguous() for n, v in t.model.state_dict().items()}, folder / WEIGHTS)
+        (folder / "history.json").write_text(json.dumps(result.history))
+
+
+def main():
+    torch.set_num_threads(1)
+    store, out = Store(Path(sys.argv[1])), Path(sys.argv[2])
+    with joined(torch.device("cpu")) as everyone:
+        grids = {}
+        for name, job in json.loads(sys.argv[3]).items():
+            latents = job.get("latents", 1)
+            if latents not in grids:
+                grids[latents] = grid(everyone.world, latents)
+            folder = out / name
+            folder.mkdir(parents=True, exist_ok=True)
+            run(store, folder, grids[latents], job)
+
+
+if __name__ == "__main__":
+    main()
