@@ -123,6 +123,38 @@ def test_what_went_wrong_is_one_line(hub, reference, environment, message):
     assert "Traceback" not in done.stderr
 
 
+UPLOAD = """
+import sys
+from transcoders.errors import UserError
+from transcoders.formats.hub import upload
+try:
+    upload(sys.argv[1], sys.argv[2])
+except UserError as error:
+    sys.exit(f"UserError: {error}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("repo", "environment", "message"),
+    [
+        ("mine", {"HF_TOKEN": ""}, "nobody is logged in; run `hf auth login`"),
+        ("mine", {"HF_TOKEN": "hf_x", "HF_ENDPOINT": "http://127.0.0.1:9"}, "could not be uploaded .*is there a conn"),
+        ("me/mine", {"HF_TOKEN": "hf_x", "HF_HUB_OFFLINE": "1"}, "could not be uploaded .*is there a connection"),
+        ("me/my/own", {"HF_TOKEN": "hf_x"}, "--repo me/my/own: Repo id must"),
+    ],
+)
+def test_what_went_wrong_with_an_upload_is_one_line(tmp_path, repo, environment, message):
+    env = os.environ | {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"), "no_proxy": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-c", UPLOAD, tmp_path, repo],
+        env=env | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert re.match(f"UserError: .*{message}", done.stderr.splitlines()[-1]), done.stderr
+
+
 def test_what_is_a_reference_to_the_hub():
     assert is_hub_reference("google/gemma-scope-2-270m-pt:transcoder_all/layer_9")
     assert is_hub_reference("me/mine:")

@@ -12,6 +12,7 @@ from transcoders import kernels
 from transcoders.activations.reader import LabelledBatch
 from transcoders.dictionary.transcoder import FIXED_K, THRESHOLDED, Transcoder
 from transcoders.errors import UserError
+from transcoders.files import rounded
 
 MARGIN = 1e-3
 """A threshold that lets all candidates through, or none, stands this share apart from them."""
@@ -138,26 +139,17 @@ def _best_thresholds(
 @torch.inference_mode()
 def fidelity(original: Transcoder, exported: Transcoder, samples: Samples, method: str) -> dict[str, Any]:
     """How far ``exported`` is from ``original`` (both in raw units) on held-out tokens."""
-    tokens, l0 = 0, {"l0_original": 0.0, "l0": 0.0}
-    apart, errors = 0.0, {"fvu_original": 0.0, "fvu": 0.0}
-    y_sum, y_square = torch.zeros(original.config.d_out, dtype=torch.float64), 0.0
-    hat_sum, hat_square = y_sum.clone(), 0.0
-    for batch in samples.test():
-        tokens += len(batch.x)
-        predictions = []
-        for suffix, model in (("_original", original), ("", exported)):
-            out = model.forward_with_info(batch.x)
-            predictions.append(out.y_hat)
-            l0["l0" + suffix] += float(out.l0.sum())
-            errors["fvu" + suffix] += float((out.y_hat - batch.y).double().square().sum())
-        apart += float((predictions[0] - predictions[1]).double().square().sum())
-        y_sum, y_square = y_sum + batch.y.double().sum(0).cpu(), y_square + float(batch.y.double().square().sum())
-        hat = predictions[0].double()
-        hat_sum, hat_square = hat_sum + hat.sum(0).cpu(), hat_square + float(hat.square().sum())
-    variation = y_square - float(y_sum.square().sum()) / tokens
-    return {
-        "exact": False, "method": method, "tokens": tokens,
-        **{name: round(total / tokens, 4) for name, total in l0.items()},
-        **{name: float(f"{error / variation:.6g}") for name, error in errors.items()},
-        "fvu_of_original_output": float(f"{apart / (hat_square - float(hat_sum.square().sum()) / tokens):.6g}"),
+    batches = list(samples.test())
+    y = torch.cat([batch.y for batch in batches])
+    before, after = ([model.forward_with_info(batch.x) for batch in batches] for model in (original, exported))
+    y_before, y_after = (torch.cat([out.y_hat for out in outputs]) for outputs in (before, after))
+    l0_before, l0_after = (torch.cat([out.l0 for out in outputs]).mean() for outputs in (before, after))
+    figures = {
+        "l0_original": l0_before, "l0": l0_after, "fvu_original": _fvu(y_before, y), "fvu": _fvu(y_after, y),
+        "fvu_of_original_output": _fvu(y_after, y_before),
     }  # fmt: skip
+    return {"exact": False, "method": method, "tokens": len(y), **rounded({k: float(v) for k, v in figures.items()})}
+
+
+def _fvu(y_hat: Float[Tensor, "tokens d_out"], y: Float[Tensor, "tokens d_out"]) -> Tensor:
+    return (y_hat - y).double().square().sum() / (y - y.mean(0)).double().square().sum()

@@ -28,7 +28,7 @@ def fitted(model: Transcoder, name: str, store: Mapping[str, Any]) -> Transcoder
         )
     ours, theirs = str(store["model"]).rstrip("/").split("/")[-1], config.provenance.get("model")
     if theirs and theirs.split("/")[-1] != ours:
-        log.warning("%s: was trained on %s; these are activations of %s", name, theirs, ours)
+        log.warning("%s: was trained on %s; these are activations of %s", name, theirs, store["model"])
     if config.provenance.get("gain_applied", True):
         return model
     if store.get("input_gain") is None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from transcoders.errors import UserError
+from transcoders.formats.locate import connection_broke
 
 
 def upload(folder: Path, repo: str) -> str:
@@ -12,7 +13,7 @@ def upload(folder: Path, repo: str) -> str:
         UserError: nobody is logged in, the user may not write there, or the Hub cannot be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     api = HfApi()
     try:
@@ -20,8 +21,10 @@ def upload(folder: Path, repo: str) -> str:
             repo = f"{api.whoami(token=True)['name']}/{repo}"
         api.create_repo(repo, exist_ok=True, token=True)
         return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Export", token=True).commit_url)
-    except (LocalTokenNotFoundError, HFValidationError, OfflineModeIsEnabled) as error:
-        raise UserError(f"--to hub: {' '.join(str(error).split())}; log in with `hf auth login`") from None
+    except LocalTokenNotFoundError:
+        raise UserError("--to hub: nobody is logged in; run `hf auth login` (or set HF_TOKEN)") from None
+    except HFValidationError as error:
+        raise UserError(f"--repo {repo}: {' '.join(str(error).split())}") from None
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         remedy = (
@@ -29,8 +32,7 @@ def upload(folder: Path, repo: str) -> str:
         )
         raise UserError(f"--to hub: the Hub refused {repo} (status {status}); {remedy}") from None
     except Exception as error:
-        # Which HTTP library breaks off depends on huggingface_hub's version.
-        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests", "urllib3", "builtins"):
+        if not connection_broke(error):
             raise
         raise UserError(
             f"--to hub: {repo} could not be uploaded ({type(error).__name__}); is there a connection?"

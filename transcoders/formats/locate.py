@@ -80,9 +80,7 @@ def download(repo: str, folder: str) -> Path:
             "check the connection (and HF_HUB_OFFLINE), or give a local folder"
         ) from None
     except Exception as error:
-        # Which HTTP library breaks off depends on huggingface_hub's version.
-        broken = type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "requests", "urllib3")
-        if not broken and not isinstance(error, (HfHubHTTPError, OSError)):
+        if not connection_broke(error) and not isinstance(error, HfHubHTTPError):
             raise
         raise HubUnreachableError(
             f"{reference}: the download did not finish ({type(error).__name__}); run again to continue where it stopped"
@@ -94,3 +92,8 @@ def download(repo: str, folder: str) -> Path:
             f"https://huggingface.co/{repo}/tree/main (offline, only what was downloaded before is there)"
         )
     return result
+
+
+def connection_broke(error: Exception) -> bool:
+    """Whether the network failed: which library says so depends on huggingface_hub's version."""
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpx2", "requests")
