@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(abspath $(VENV)/bin)
 READY := $(VENV)/.ready
+OLDEST_LENS := .venv-transformer-lens
 export PATH := $(BIN):$(PATH)
 
 .PHONY: repro test check bench preset setup slow interop
@@ -15,8 +16,14 @@ test: setup
 slow: setup
 	pytest -m slow
 
-interop: setup .venv-interop/.ready .venv-circuit-tracer/.ready
+interop: setup .venv-interop/.ready .venv-circuit-tracer/.ready $(OLDEST_LENS)/.ready
 	pytest -m interop tests/interop
+	PYTHONPATH=$(OLDEST_LENS) pytest tests/test_base_model.py tests/activations/test_capture.py tests/evaluation/test_loss.py
+
+# The oldest TransformerLens that pyproject.toml accepts (SAELens asks for it), in place of the pinned one.
+$(OLDEST_LENS)/.ready: $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(OLDEST_LENS) transformer-lens==3.9.0 better-abc==0.0.3
+	touch $@
 
 .venv-%/.ready: requirements-%.lock
 	$(PYTHON) -m venv .venv-$*
