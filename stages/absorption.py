@@ -30,6 +30,8 @@ NO_LETTERS = {"letters": 0.0}
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 METRICS = Path("metrics/absorption")
+SHOWN = ("mean_absorption", "full_absorption", "splitting", "main_f1", "letters_with_latent")
+"""What stands in the comparison."""
 MODEL = Path("data/model")
 
 
@@ -47,13 +49,23 @@ def words(layer: int) -> None:
     save_task(words_file(layer), task, fit_probes(task))
 
 
-def of_baselines(params: Params, layer: int, linear: Predictor, untrained: Transcoder) -> dict[str, dict[str, float]]:
-    """The task put to an affine map (all of it is the skip path's) and to a dictionary before training."""
+def of_transcoder(params: Params, layer: int, model: Transcoder) -> dict[str, float]:
+    """The task put to any transcoder that reads our x."""
+    task, probes = load_task(words_file(layer))
+    found = _if_letters(lambda: absorption(dictionary_of(model), task, probes, params.absorption, params.evaluate))
+    return found.metrics if found else NO_LETTERS
+
+
+def of_affine(params: Params, layer: int, linear: Predictor) -> dict[str, float]:
+    """The task put to an affine map: all of it is the skip path's."""
     task, probes = load_task(words_file(layer))
     settings = (task, probes, params.absorption, params.evaluate)
-    alone = _if_letters(lambda: skip_alone(lambda x: linear(x, x).y_hat, *settings))
-    found = _if_letters(lambda: absorption(dictionary_of(untrained), *settings))
-    return {"affine": alone or NO_LETTERS, "untrained": found.metrics if found else NO_LETTERS}
+    return _if_letters(lambda: skip_alone(lambda x: linear(x, x).y_hat, *settings)) or NO_LETTERS
+
+
+def shown(metrics: dict[str, float]) -> dict[str, float]:
+    """Those of the comparison."""
+    return {key: metrics[key] for key in SHOWN if key in metrics}
 
 
 def run(which: Run) -> None:

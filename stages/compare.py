@@ -9,7 +9,7 @@ from typing import Any, cast
 import pandas as pd
 import torch
 
-from stages.absorption import of_baselines
+from stages.absorption import of_affine, of_transcoder, shown
 from stages.checks import as_markdown, sanity_checks
 from stages.entry import entry
 from stages.held_out import open_held_out, tap_of
@@ -35,7 +35,6 @@ SHOWN = (
     "l0", "nmse", "fvu", "r2", "cosine", "dead_fraction", "mean_max_cosine", "delta_ce", "loss_recovered", "kl",
     "top1_agreement", "mean_absorption", "splitting", "training_tokens", "training_seconds",
 )  # fmt: skip
-ABSORPTION = ("mean_absorption", "full_absorption", "splitting", "main_f1", "letters_with_latent")
 OF_SEEDS = ("dead_fraction", "mean_max_cosine", "training_seconds")
 PRUNED = ("name", "layer", "latents", "k", "l0", "fvu", "cosine", "dead_fraction", "delta_ce", "loss_recovered")
 log = logging.getLogger(__name__)
@@ -105,13 +104,9 @@ def _run_row(which: Run) -> dict[str, Any]:
         "name": which.name, "kind": "trained", "variant": which.variant, "layer": which.layer,
         "seed": which.seed, "d_hidden": config["d_hidden"], "k": config["k"],
         "training_tokens": training["tokens"], "training_seconds": training["seconds"],
-        **_shown(json.loads((Path("metrics/absorption") / f"{which.name}.json").read_text())),
+        **shown(json.loads((Path("metrics/absorption") / f"{which.name}.json").read_text())),
         **{key: value for key, value in metrics.items() if isinstance(value, float)},
     }  # fmt: skip
-
-
-def _shown(absorption: dict[str, float]) -> dict[str, float]:
-    return {key: absorption[key] for key in ABSORPTION if key in absorption}
 
 
 def _beside(params: Params, layer: int, bridge: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -132,7 +127,8 @@ def _beside(params: Params, layer: int, bridge: Any) -> tuple[list[dict[str, Any
     cut = _pruned(params, layer, train, device)
     del train
     linear = affine(m)
-    told = of_baselines(params, layer, linear, untrained.to(device).requires_grad_(False))
+    untrained = untrained.to(device).requires_grad_(False)
+    told = {"affine": of_affine(params, layer, linear), "untrained": of_transcoder(params, layer, untrained)}
     candidates = {
         "mean": Candidate(constant(m.y_mean.float()), 0),
         "affine": Candidate(linear, 0),
@@ -146,7 +142,7 @@ def _beside(params: Params, layer: int, bridge: Any) -> tuple[list[dict[str, Any
     baselines = [
         {
             "name": f"{name}-{layer}", "kind": "baseline", "variant": name, "layer": layer,
-            "d_hidden": candidate.d_hidden, **rounded(found[name].metrics), **_shown(told.get(name, {})),
+            "d_hidden": candidate.d_hidden, **rounded(found[name].metrics), **shown(told.get(name, {})),
         }
         for name, candidate in candidates.items()
     ]  # fmt: skip

@@ -67,6 +67,7 @@ def names_of(references: list[str]) -> list[str]:
 
 
 def _evaluate(params: Params, reference: str, model: Any, layer: int) -> dict[str, Any]:
+    from stages.absorption import of_transcoder, shown
     from stages.held_out import open_held_out, tap_of
     from stages.runs import open_inputs
     from transcoders.activations.reader import ordered_batches
@@ -90,6 +91,8 @@ def _evaluate(params: Params, reference: str, model: Any, layer: int) -> dict[st
     if model.config.d_hidden <= WIDEST_COSINES:
         W_dec = model.W_dec.float()
         metrics = metrics | {"mean_max_cosine": float(largest_cosines(W_dec, W_dec, same=True).mean())}
+    if layer in params.runs.layers:  # the others have no words
+        metrics = metrics | shown(of_transcoder(params, layer, model))
     return {"layer": layer, "d_hidden": model.config.d_hidden, **rounded(metrics)}
 
 

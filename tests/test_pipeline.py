@@ -214,9 +214,9 @@ def test_a_training_parameter_reruns_training_and_what_follows(restored):
 def test_editing_the_parameter_does_the_same_and_results_come_back_from_the_run_cache(restored):
     restored.set(train__k=8)
     output = restored.run("dvc", "repro")
-    assert ran(output) == []
     cached = set(re.findall(r"Stage '([^'@]+)[^']*' is cached", output))
-    assert cached == set(AFTER_A_TRAINING_PARAMETER)
+    assert ran(output) == ["plot"], "its folder is in git, not in the cache"
+    assert cached == set(AFTER_A_TRAINING_PARAMETER) - {"plot"}
     assert json.loads((restored.root / "metrics/evaluate/topk-0-0.json").read_text())["l0"] <= 8
 
 
@@ -249,7 +249,8 @@ def test_others_transcoders_stand_beside_ours_under_the_same_evaluation(restored
     table = pd.read_csv(restored.root / "data/compare.csv").set_index("name")
     ours, theirs = table.loc["topk-0-0"], table.loc["export/sparsify/topk-0-0"]
     assert theirs["kind"] == "official"
-    for metric in ("tokens", "l0", "fvu", "nmse", "cosine", "dead_fraction", "mean_max_cosine", "ce_replaced", "kl"):
+    same = ["tokens", "l0", "fvu", "nmse", "cosine", "dead_fraction", "mean_max_cosine", "ce_replaced", "kl"]
+    for metric in [*same, "mean_absorption", "splitting"]:
         assert theirs[metric] == pytest.approx(ours[metric], rel=2e-3), metric
     assert "official" in (restored.root / "plots/data/comparison.csv").read_text()
     restored.set(compare__official=["export/sparsify/topk-0-0@7"])
@@ -300,11 +301,12 @@ def test_a_mistake_in_the_parameters_stops_the_stage_with_one_line(restored):
     output = restored.run(sys.executable, "-m", "stages.train", "topk", "0", "0", status=1)
     assert output.splitlines()[-1] == "error: train.k: 100000 is more than train.d_hidden 2x = 1280 latents"
     restored.set(train__kk=3)
-    for stage in ("model", "collect", "split", "compare", "plot"):
+    for stage in ("model", "plot"):
         output = restored.run(sys.executable, "-m", f"stages.{stage}", status=1)
         assert output.startswith("error: params.yaml: train.kk: unknown parameter"), output
 
 
+@pytest.mark.slow
 def test_every_stage_has_help(pipeline):
     for stage in (*(name for name in ALL if name != "words"), "params", "plots_page", "dependencies"):
         assert "usage" in pipeline.run(sys.executable, "-m", f"stages.{stage}", "--help")

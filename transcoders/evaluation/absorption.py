@@ -48,9 +48,9 @@ def dictionary_of(model: Transcoder) -> Dictionary:
     scale = config.output_scale
 
     def skip(x: Tensor) -> Tensor:
-        return x @ model.W_skip.T * (scale / config.input_scale)
+        return x @ model.W_skip.float().T * (scale / config.input_scale)
 
-    return Dictionary(model.encode, model.W_dec * scale, model.b_dec * scale, skip if config.skip else None)
+    return Dictionary(model.encode, model.W_dec.float() * scale, model.b_dec * scale, skip if config.skip else None)
 
 
 class Absorption(NamedTuple):
