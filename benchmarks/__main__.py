@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import collect, hierarchy, quality, shuffle, step
+from benchmarks import collect, hierarchy, quality, shuffle, step, together
 from benchmarks.contenders import Size
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -26,6 +26,7 @@ HEADERS = {
     "recall": "weights; d, F, k | bucketed, 8k buckets | groupmax",
     "quality": "way | FVU, seed 0 | seed 1 | seed 2 | mean | dead",
     "shuffle": "tokens in the buffer | same-document pairs in a batch, ideal shuffle = 1 | tokens/s",
+    "together": "F | one by one (tokens/s) | together (tokens/s) | together / one by one",
     "collect": "contexts, length | ours (tokens/s) | plain modules (tokens/s) | ours / plain",
     "hierarchy": "training | parents found | children found | parents in the first prefix | absorbed",
 }
@@ -59,9 +60,11 @@ def run(device: torch.device, args: argparse.Namespace) -> dict[str, list[str]]:
         rows["machine"] = [_machine(device)]
     if "recall" in wanted:
         rows["recall"] = [step.recall(step.SIZES[0], device)]
-    if {"quality", "shuffle"} & set(wanted) and (task := quality.open_task(args.data, args.tokens, device)):
+    if {"quality", "shuffle", "together"} & set(wanted) and (task := quality.open_task(args.data, args.tokens, device)):
         if "shuffle" in wanted:
             rows["shuffle"] = shuffle.run(task)
+        if "together" in wanted:
+            rows["together"] = together.run(task, min(args.rounds, 3), device)
         if "quality" in wanted:
             rows["quality"], trained = quality.run(task, args.epochs)
             rows["recall"] = [step.recall(step.SIZES[0], device), trained]

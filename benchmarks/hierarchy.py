@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 from transcoders.activations.reader import Batch
 from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
 from transcoders.evaluation.latents import largest_cosines
+from transcoders.training import together
 from transcoders.training.initialise import Statistics
 from transcoders.training.loop import Start, Trainer
 from transcoders.training.settings import TrainSettings, VariantSettings
@@ -78,14 +79,14 @@ class _Reader:
     seconds_waited = 0.0
 
     def __init__(self, data: Batch, batch_size: int) -> None:
-        self._data, self._size = data, batch_size
+        self._data, self.batch_size = data, batch_size
         self.tokens, self.batches_per_epoch = len(data.x), len(data.x) // batch_size
 
     def batches(self, first: int = 0):
         while True:
             order = torch.from_numpy(np.random.default_rng(first // self.batches_per_epoch).permutation(self.tokens))
-            start = first % self.batches_per_epoch * self._size
-            rows = order[start : start + self._size]
+            start = first % self.batches_per_epoch * self.batch_size
+            rows = order[start : start + self.batch_size]
             yield Batch(self._data.x[rows], self._data.y[rows])
             first += 1
 
@@ -106,9 +107,8 @@ def train(variant: VariantSettings, planted: World, seed: int, epochs: int = 20,
     start = Start(Statistics(data.x.mean(0), data.y.mean(0), *scales), data, seed)
     reader = _Reader(data, settings.batch_size)
     with TemporaryDirectory() as folder:
-        Trainer(model, reader, settings, variant, start, [Batch(data.x[:1000], data.y[:1000])], Path(folder) / "c").run(
-            lambda history: None
-        )  # fmt: skip
+        held_out = [Batch(data.x[:1000], data.y[:1000])]
+        together.train([Trainer(model, reader, settings, variant, start, held_out, Path(folder) / "c")])
     return model.requires_grad_(False)
 
 

@@ -28,6 +28,7 @@ from transcoders.training.initialise import Statistics, measure, sample_of
 from transcoders.training.loop import Start, Trainer
 from transcoders.training.schedule import learning_rate
 from transcoders.training.settings import TrainSettings, VariantSettings
+from transcoders.training.together import train
 
 log = logging.getLogger(__name__)
 SEEDS = 3
@@ -91,17 +92,24 @@ def _reader(task: Task, batch_size: int, seed: int) -> ShuffledReader:
 
 
 def _train(task: Task, settings: TrainSettings, variant: VariantSettings, seed: int) -> Transcoder:
+    with TemporaryDirectory() as folder:
+        trainer = trainer_of(task, settings, variant, seed, Path(folder) / "c")
+        train([trainer])
+    return trainer.model.requires_grad_(False)
+
+
+def trainer_of(task: Task, settings: TrainSettings, variant: VariantSettings, seed: int, checkpoint: Path) -> Trainer:
+    """A run on the task, as the stage `train` makes it."""
     d, statistics = task.store.d_model, task.statistics
+    assert isinstance(settings.d_hidden, int)
     model = Transcoder(TranscoderConfig(
-        encoder=variant.encoder, d_in=d, d_out=d, d_hidden=D_HIDDEN, k=K,
+        encoder=variant.encoder, d_in=d, d_out=d, d_hidden=settings.d_hidden, k=settings.k,
+        prefixes=variant.sizes(settings.d_hidden), prefix_k=variant.ks(settings.k),
         input_scale=statistics.x_scale, output_scale=statistics.y_scale,
     )).to(task.device)  # fmt: skip
     held_out = [Batch(b.x, b.y) for b in ordered_batches(task.store, task.documents["validation"], 2048, task.device)]
-    with TemporaryDirectory() as folder:
-        reader = _reader(task, settings.batch_size, seed)
-        start = Start(statistics, task.sample, seed)
-        Trainer(model, reader, settings, variant, start, held_out, Path(folder) / "c").run(lambda history: None)
-    return model.requires_grad_(False)
+    reader = _reader(task, settings.batch_size, seed)
+    return Trainer(model, reader, settings, variant, Start(statistics, task.sample, seed), held_out, checkpoint)
 
 
 def _sparsify(task: Task, epochs: int, seed: int) -> Predictor:

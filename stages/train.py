@@ -1,6 +1,9 @@
 """Stage `train`: one transcoder on the training documents of one layer."""
 
+import json
+import logging
 import os
+import subprocess
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -24,7 +27,9 @@ from transcoders.errors import UserError
 from transcoders.files import cache_folder, fingerprint, replacing, source_hash, write_json
 from transcoders.training import initialise
 from transcoders.training.loop import Result, Start, Trainer
+from transcoders.training.together import train as train_together
 
+log = logging.getLogger(__name__)
 STATISTICS_TOKENS = 1_000_000
 VALIDATION_TOKENS = 16_384
 TRAINING_CODE = tuple(
@@ -46,14 +51,13 @@ def _run(params: Params, which: Run, device: torch.device, ranks: Ranks) -> None
         raise UserError(f"variant {which.variant!r} is not defined under variants in params.yaml")
     inputs = open_inputs(which.layer)
     torch.use_deterministic_algorithms(True)
-
+    runs = [which]
+    if params.distributed.together:
+        runs += ranks.decided(lambda: _others(params, which))
     train = list(ordered_batches(inputs.store, inputs.documents["train"], STATISTICS_TOKENS, torch.device("cpu")))
     statistics = initialise.measure(train)
-    sample = initialise.sample_of(train)
+    start = Start(statistics, initialise.sample_of(train), which.seed)
     del train
-    config = _config(params, which, inputs, statistics)
-    sliced = ranks.latents.size > 1
-    model = (SlicedTranscoder(config, ranks.latents) if sliced else Transcoder(config)).to(device)
     settings = params.train
     reader = ShuffledReader(
         inputs.store, inputs.documents["train"],
@@ -61,15 +65,36 @@ def _run(params: Params, which: Run, device: torch.device, ranks: Ranks) -> None
         seed=which.seed, device=device, own=ranks.data.share(settings.batch_size),
     )  # fmt: skip
     held_out = ordered_batches(inputs.store, inputs.documents["validation"], VALIDATION_TOKENS, device)
-    trainer = Trainer(
-        model, reader, settings, params.variants[which.variant], Start(statistics, sample, which.seed),
-        [Batch(b.x, b.y) for b in held_out], _checkpoint(params, which, inputs), ranks,
-    )  # fmt: skip
-    live = Path("data/live") / f"{which.name}.csv"
-    result = trainer.run(lambda history: _write_history(history, live))
-    _write_model(which, model, result, ranks)
+    validation = [Batch(b.x, b.y) for b in held_out]
+    live: dict[Trainer, Path] = {}
+    for run in runs:
+        config = _config(params, run, inputs, statistics)
+        sliced = ranks.latents.size > 1
+        model = (SlicedTranscoder(config, ranks.latents) if sliced else Transcoder(config)).to(device)
+        variant, checkpoint = params.variants[run.variant], _checkpoint(params, run, inputs)
+        trainer = Trainer(model, reader, settings, variant, start, validation, checkpoint, ranks)
+        live[trainer] = Path("data/live") / f"{run.name}.csv"
+    trainers = list(live)
+    result = train_together(trainers, lambda trainer: _write_history(trainer.history, live[trainer]))[0]
+    _write_model(which, trainers[0].model, result, ranks)
     if ranks.first:
         _write_metrics(which, result)
+    trainers[0].forget()
+
+
+def _others(params: Params, which: Run) -> list[Run]:
+    """Runs on the same batches that DVC would train next."""
+    runs = [Run(variant, which.layer, which.seed) for variant in params.runs.variants if variant != which.variant]
+    stages = {f"train@{run.name}": run for run in runs}
+    command = [sys.executable, "-m", "dvc", "status", "--json", *stages]
+    done = subprocess.run(command, capture_output=True, text=True, check=False) if runs else None
+    if done is None or done.returncode:
+        log.warning("distributed.together: `dvc status` does not say what is due; training %s alone", which.name)
+        return []
+    due = [run for stage, run in stages.items() if stage in json.loads(done.stdout)]
+    if due:
+        log.info("distributed.together: %s too, for the stages that follow", ", ".join(run.name for run in due))
+    return due
 
 
 def _config(params: Params, which: Run, inputs: Inputs, statistics: initialise.Statistics) -> TranscoderConfig:

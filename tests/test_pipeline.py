@@ -197,8 +197,17 @@ def test_training_killed_at_random_points_gives_the_same_bytes(restored):
 
 
 def test_a_training_parameter_reruns_training_and_what_follows(restored):
-    output = restored.run("dvc", "exp", "run", "-S", "train.k=8", "--name", "eight")
+    output = restored.run(
+        "dvc", "exp", "run", "-S", "train.k=8", "-S", "distributed.together=true", "--name", "eight"
+    )  # fmt: skip
     assert sorted(ran(output)) == sorted(AFTER_A_TRAINING_PARAMETER)
+    assert len(re.findall("distributed.together: (?:topk|plt)-0-0 too, for the stages that follow", output)) == 1
+    second = re.findall(r"Running stage 'train@(\w+)-0-0'", output)[1]
+    model = restored.root / f"models/{second}-0-0/transcoder.safetensors"
+    together = model.read_bytes()
+    _, errors = start_training(restored, second).communicate(timeout=300)
+    assert "continuing" not in errors
+    assert model.read_bytes() == together
     assert json.loads((restored.root / "metrics/evaluate/topk-0-0.json").read_text())["l0"] <= 8
     assert "k" in restored.run("dvc", "params", "diff")
     assert "fvu" in restored.run("dvc", "metrics", "diff")

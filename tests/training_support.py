@@ -10,6 +10,7 @@ from transcoders.distributed.ranks import ALONE
 from transcoders.training.initialise import measure, sample_of
 from transcoders.training.loop import Start, Trainer
 from transcoders.training.settings import TrainSettings, VariantSettings
+from transcoders.training.together import train
 
 CPU = torch.device("cpu")
 EVERYTHING = np.ones(1, dtype=bool)
@@ -39,3 +40,10 @@ def trainer(store, checkpoint, variant=None, ranks=ALONE, **changes):
 
 def weights_of(t):
     return {name: value.clone() for name, value in t.model.state_dict().items()}
+
+
+def run(t):
+    """Train to the end and clean up."""
+    [result] = train([t])
+    t.forget()
+    return result

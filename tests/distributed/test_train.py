@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from spread import spread
 from tests_support import make_store
-from training_support import trainer, weights_of
+from training_support import run, trainer, weights_of
 
 from transcoders.activations.store import Store
 from transcoders.dictionary.sliced import SlicedTranscoder
@@ -80,7 +80,7 @@ def spread_runs(store, tmp_path_factory):
 
 def assert_as_alone(store, folder, tmp_path, job):
     t = trainer(store, tmp_path / "c", job["variant"], **job.get("changes", CHANGES))
-    history = t.run(lambda history: None).history
+    history = run(t).history
     found = load_file(folder / "transcoder.safetensors")
     for name, value in weights_of(t).items():
         assert torch.allclose(found[name], value, rtol=1e-4, atol=1e-5), name

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from training_support import trainer
+from training_support import run, trainer
 
 from transcoders.activations.store import Store
 from transcoders.dictionary.assemble import save_whole
@@ -16,7 +16,7 @@ from transcoders.dictionary.transcoder import WEIGHTS
 from transcoders.distributed.ranks import grid, joined
 
 
-def run(store, folder, ranks, job):
+def train(store, folder, ranks, job):
     """``job``: variant, changes to the settings, and optionally the step at which the last rank kills itself."""
     t = trainer(store, folder / "checkpoint", job["variant"], ranks, **job.get("changes", {}))
     if "kill_at" in job and ranks.world.rank == ranks.world.size - 1:
@@ -28,7 +28,7 @@ def run(store, folder, ranks, job):
             return step(batch)
 
         t._step = failing
-    result = t.run(lambda history: None)
+    result = run(t)
     if ranks.latents.size > 1 and ranks.data.rank == 0:
         save_whole(t.model, folder, first=ranks.first)
     if ranks.first:
@@ -48,7 +48,7 @@ def main():
                 grids[latents] = grid(everyone.world, latents)
             folder = out / name
             folder.mkdir(parents=True, exist_ok=True)
-            run(store, folder, grids[latents], job)
+            train(store, folder, grids[latents], job)
 
 
 if __name__ == "__main__":

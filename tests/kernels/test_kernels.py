@@ -318,3 +318,21 @@ def test_auxk_gradients_add_to_the_main_ones_as_dense() -> None:
     assert difference[dead].any()
     difference[dead] = 0
     assert difference.abs().max() < 1e-6
+
+
+def test_groups_side_by_side_are_their_dense_matrices_side_by_side():
+    g = torch.Generator().manual_seed(0)
+    pre = [torch.randn(7, width, generator=g, dtype=torch.float64).requires_grad_() for width in (5, 1, 12)]
+    parts = []
+    for matrix, least in zip(pre, (0.0, 9.0, -0.5), strict=True):  # ragged, empty, nearly full
+        rows, columns = (matrix > least).nonzero().unbind(1)
+        offsets = torch.cat([torch.zeros(1, dtype=torch.long), rows.bincount(minlength=7).cumsum(0)])
+        parts.append(SparseLatents(offsets, columns, matrix[rows, columns], matrix.shape[1]))
+    together = kernels.concatenate(parts)
+    expected = torch.cat([matrix * (matrix > least) for matrix, least in zip(pre, (0.0, 9.0, -0.5), strict=True)], 1)
+    assert torch.equal(together.dense(), expected)
+    assert all(together.indices[a:b].diff().gt(0).all() for a, b in together.offsets.unfold(0, 2, 1).tolist())
+    weights = torch.randn(7, 18, generator=g, dtype=torch.float64)
+    theirs = torch.autograd.grad((expected * weights).sum(), pre)
+    ours = torch.autograd.grad((together.dense() * weights).sum(), pre)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

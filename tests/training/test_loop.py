@@ -1,19 +1,20 @@
 import pytest
 import torch
-from training_support import trainer, weights_of
+from training_support import run, trainer, weights_of
 
 from transcoders.activations.reader import Batch
 from transcoders.errors import UserError
 from transcoders.training.loop import Trainer
 from transcoders.training.optimiser import Adam
 from transcoders.training.schedule import learning_rate
+from transcoders.training.together import train
 
 CPU = torch.device("cpu")
 
 
 def test_training_learns_a_planted_dictionary(planted, tmp_path):
     t = trainer(planted, tmp_path / "c", epochs=8)
-    result = t.run(lambda history: None)
+    result = run(t)
     losses = [row["nmse"] for row in result.history]
     assert losses[-1] < 0.5 * losses[0]
     assert result.best_nmse < 0.1
@@ -29,7 +30,7 @@ def test_two_runs_give_the_same_bytes(planted, tmp_path, skip):
         t = trainer(planted, tmp_path / name, epochs=1)
         if skip:
             t.settings = t.settings.model_copy(update={"lambda_sparsity": 1e-3})
-        history = t.run(lambda history: None).history
+        history = run(t).history
         runs.append((weights_of(t), history))
     assert all(torch.equal(runs[0][0][n], runs[1][0][n]) for n in runs[0][0])
     assert runs[0][1] == runs[1][1]
@@ -42,7 +43,7 @@ class KilledError(BaseException):
 @pytest.mark.parametrize("kill_at", [12, 30, 31, 55, 89])
 def test_a_killed_run_continues_to_the_same_bytes(planted, tmp_path, kill_at, monkeypatch):
     whole = trainer(planted, tmp_path / "whole")
-    expected = whole.run(lambda history: None)
+    expected = run(whole)
     cut = trainer(planted, tmp_path / "cut")
     step = Trainer._step
 
@@ -53,10 +54,10 @@ def test_a_killed_run_continues_to_the_same_bytes(planted, tmp_path, kill_at, mo
 
     monkeypatch.setattr(Trainer, "_step", failing)
     with pytest.raises(KilledError):
-        cut.run(lambda history: None)
+        run(cut)
     monkeypatch.undo()
     resumed = trainer(planted, tmp_path / "cut")
-    result = resumed.run(lambda history: None)
+    result = run(resumed)
     assert result.history == expected.history
     assert all(torch.equal(weights_of(whole)[n], v) for n, v in weights_of(resumed).items())
     assert all(torch.equal(expected.best_weights[n], v) for n, v in result.best_weights.items())
@@ -65,11 +66,11 @@ def test_a_killed_run_continues_to_the_same_bytes(planted, tmp_path, kill_at, mo
 
 def test_a_torn_checkpoint_is_not_used(planted, tmp_path):
     (tmp_path / "c").write_bytes(b"torn")
-    assert trainer(planted, tmp_path / "c", epochs=1).run(lambda history: None).history
+    assert run(trainer(planted, tmp_path / "c", epochs=1)).history
 
 
 def test_the_best_model_is_the_one_with_the_lowest_validation_loss(planted, tmp_path):
-    result = trainer(planted, tmp_path / "c").run(lambda history: None)
+    result = run(trainer(planted, tmp_path / "c"))
     validated = {row["step"]: row["validation_nmse"] for row in result.history if row["validation_nmse"]}
     assert result.best_nmse == min(validated.values())
     assert validated[result.best_step] == result.best_nmse
@@ -79,7 +80,7 @@ def test_a_diverging_run_stops_and_says_what_to_lower(planted, tmp_path):
     t = trainer(planted, tmp_path / "c")
     t.start.statistics.y_mean[0] = float("nan")
     with pytest.raises(UserError, match=r"train\.learning_rate: the loss is nan at step"):
-        t.run(lambda history: None)
+        run(t)
 
 
 def test_too_few_tokens_for_a_batch_are_told(planted, tmp_path):
@@ -134,11 +135,11 @@ def silence(t):
 def test_a_dead_latent_is_pushed_until_it_fires(planted, tmp_path):
     t = trainer(planted, tmp_path / "c", dead_boost=0.5, aux_coefficient=0.0, epochs=6)
     silence(t)
-    t.run(lambda history: None)
+    run(t)
     assert t.since_fired[5] < 1000
     without = trainer(planted, tmp_path / "d", dead_boost=0.0, aux_coefficient=0.0, epochs=6)
     silence(without)
-    without.run(lambda history: None)
+    run(without)
     assert without.since_fired[5] == without.steps * 200
 
 
@@ -148,3 +149,37 @@ def test_the_learning_rate_rises_holds_and_falls():
     assert rates[10:80] == [2.0] * 70
     assert rates[99] == pytest.approx(0.1)
     assert sorted(rates[80:], reverse=True) == rates[80:]
+
+
+def test_runs_that_share_their_batches_end_with_the_bytes_that_each_has_alone(planted, tmp_path, monkeypatch):
+    variants = {
+        "plain": {},
+        "nested": {"prefixes": (0.25, 1), "prefix_k": (0.5, 1)},
+        "progressive": {"prefixes": (0.25, 1), "prefix_k": (0.5, 1), "training": "progressive"},
+    }
+    alone = {name: trainer(planted, tmp_path / name, variant) for name, variant in variants.items()}
+    expected = {name: run(t) for name, t in alone.items()}
+
+    def together():
+        return {name: trainer(planted, tmp_path / f"{name}2", variant) for name, variant in variants.items()}
+
+    step, killed = Trainer._step, together()
+
+    def failing(self, batch):
+        if self is killed["nested"] and self.step == 55:  # the plain one has taken this step, all saved the 55th
+            raise KilledError
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", failing)
+        with pytest.raises(KilledError):
+            train(list(killed.values()))
+    (tmp_path / "plain2").unlink()
+    again = together()
+    results = train(list(again.values()))
+    for name, result in zip(variants, results, strict=True):
+        assert result.history == expected[name].history
+        assert all(torch.equal(weights_of(alone[name])[n], v) for n, v in weights_of(again[name]).items())
+        finished = trainer(planted, tmp_path / f"{name}2", variants[name])
+        assert run(finished).history == expected[name].history, "from its finished checkpoint"
+        assert not (tmp_path / f"{name}2").exists()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from training_support import CPU, EVERYTHING, trainer, weights_of
+from training_support import CPU, EVERYTHING, run, trainer, weights_of
 
 from transcoders import kernels
 from transcoders.activations.reader import Batch, ordered_batches
@@ -44,7 +44,7 @@ class KilledError(BaseException):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_learns_and_a_killed_run_continues_to_the_same_bytes(planted, tmp_path, name, monkeypatch):
     whole = trainer(planted, tmp_path / "whole", VARIANTS[name], epochs=4)
-    expected = whole.run(lambda history: None)
+    expected = run(whole)
     errors = [row["nmse"] for row in expected.history]
     assert errors[-1] < 0.8 * errors[0]
     assert torch.allclose(whole.model.W_dec.norm(dim=1), torch.ones(64), atol=1e-5)
@@ -60,9 +60,9 @@ def test_every_variant_learns_and_a_killed_run_continues_to_the_same_bytes(plant
         with monkeypatch.context() as patch:
             patch.setattr(type(cut), "_step", failing)
             with pytest.raises(KilledError):
-                cut.run(lambda history: None)
+                run(cut)
         resumed = trainer(planted, tmp_path / "cut", VARIANTS[name], epochs=4)
-        result = resumed.run(lambda history: None)
+        result = run(resumed)
         assert result.history == expected.history
         assert all(torch.equal(weights_of(whole)[n], v) for n, v in weights_of(resumed).items())
         assert all(torch.equal(expected.best_weights[n], v) for n, v in result.best_weights.items())
@@ -74,7 +74,7 @@ def test_every_variant_learns_and_a_killed_run_continues_to_the_same_bytes(plant
 def test_micro_batches_give_the_gradients_of_the_batch(planted, tmp_path, name):
     x, y = planted.rows("mlp_in", 0, 200), planted.rows("mlp_out", 0, 200)
     gradients = []
-    for size in (None, 64):
+    for size in (None, 66):
         t = trainer(planted, tmp_path / "c", VARIANTS[name], micro_batch_size=size)
         t._initialise()
         dead = torch.arange(5)
@@ -89,7 +89,7 @@ def test_micro_batches_give_the_gradients_of_the_batch(planted, tmp_path, name):
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
 def test_short_memory_halves_the_micro_batch_and_nothing_else(planted, tmp_path, monkeypatch, caplog, error):
     expected = trainer(planted, tmp_path / "a", epochs=1, micro_batch_size=50)
-    expected.run(lambda history: None)
+    run(expected)
     losses = Objective.losses
 
     def short(self, x, *args):
@@ -99,15 +99,15 @@ def test_short_memory_halves_the_micro_batch_and_nothing_else(planted, tmp_path,
 
     monkeypatch.setattr(Objective, "losses", short)
     t = trainer(planted, tmp_path / "b", epochs=1)
-    t.run(lambda history: None)
+    run(t)
     assert "out of memory: 50 tokens at a time" in caplog.text
     assert all(torch.equal(weights_of(expected)[n], v) for n, v in weights_of(t).items())
     monkeypatch.setattr(Objective, "losses", lambda self, x, *args: (_ for _ in ()).throw(error))
     with pytest.raises(UserError, match=r"train\.d_hidden: out of memory even with"):
-        trainer(planted, tmp_path / "b", epochs=1).run(lambda history: None)
+        run(trainer(planted, tmp_path / "b", epochs=1))
     monkeypatch.setattr(Objective, "losses", lambda *args: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
-        trainer(planted, tmp_path / "b", epochs=1).run(lambda history: None)
+        run(trainer(planted, tmp_path / "b", epochs=1))
 
 
 def small(variant, dtype=torch.float64, d_hidden=32, k=8):
@@ -171,7 +171,7 @@ def test_a_stage_leaves_frozen_latents_bit_identical(planted, tmp_path, name):
         enter(stage)
 
     t._enter = entering
-    t.run(lambda history: None)
+    run(t)
     assert [new for new, _ in seen] == [16, 32]
     for new, weights in seen:
         for key, value in t.model.truncate(new).state_dict().items():
@@ -181,7 +181,7 @@ def test_a_stage_leaves_frozen_latents_bit_identical(planted, tmp_path, name):
 
 def test_projection_keeps_new_rows_orthogonal_to_their_neighbours(planted, tmp_path):
     t = trainer(planted, tmp_path / "c", VARIANTS["projected"] | {"orthogonality_neighbours": 3})
-    t.run(lambda history: None)
+    run(t)
     near = t.model.W_dec[:32][t.projection.neighbours]
     assert near.shape == (32, 3, 16)
     assert torch.einsum("ncd,nd->nc", near, t.model.W_dec[32:]).abs().max() < 1e-5
@@ -190,7 +190,7 @@ def test_projection_keeps_new_rows_orthogonal_to_their_neighbours(planted, tmp_p
 def test_the_penalty_makes_rows_less_alike(planted, tmp_path):
     def overlap(variant):
         t = trainer(planted, tmp_path / "c", variant, epochs=6)
-        t.run(lambda history: None)
+        run(t)
         t.model.requires_grad_(False)
         return float((t.model.W_dec[32:] @ t.model.W_dec[:32].T).square().mean())
 
@@ -204,7 +204,7 @@ def test_the_penalty_makes_rows_less_alike(planted, tmp_path):
 def test_batchtopks_threshold_gives_the_l0_of_training_on_held_out_tokens(planted, tmp_path, name):
     k = 2 if name == "batchtopk" else 3  # about as many as the planted dictionary has active
     t = trainer(planted, tmp_path / "c", VARIANTS[name], epochs=10, k=k)
-    t.run(lambda history: None)
+    run(t)
     x = torch.cat([b.x for b in ordered_batches(planted, EVERYTHING, 6000, CPU)])
     info = t.model.requires_grad_(False).forward_with_info(x)
     assert float(info.l0.mean()) == pytest.approx(k, rel=0.05)
@@ -214,13 +214,13 @@ def test_batchtopks_threshold_gives_the_l0_of_training_on_held_out_tokens(plante
 @pytest.mark.parametrize(("name", "k"), [("jumprelu", 2), ("relu", 2), ("relu", 4)])
 def test_the_sparsity_penalty_brings_l0_to_k(planted, tmp_path, name, k):
     t = trainer(planted, tmp_path / "c", VARIANTS[name], epochs=30, k=k, aux_coefficient=0.0, dead_boost=0.0)
-    assert t.run(lambda history: None).history[-1]["l0"] == pytest.approx(k, rel=0.1)
+    assert run(t).history[-1]["l0"] == pytest.approx(k, rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["nested", "nested_batchtopk", "nested_jumprelu", "progressive"])
 def test_a_truncated_transcoder_is_the_prefix_of_the_whole(planted, tmp_path, name):
     t = trainer(planted, tmp_path / "c", VARIANTS[name], epochs=1)
-    t.run(lambda history: None)
+    run(t)
     model, x = t.model.requires_grad_(False), planted.rows("mlp_in", 0, 100)
     for m in (16, 32):
         small = model.truncate(m)
@@ -250,7 +250,7 @@ def test_stages_share_the_steps_out():
 
 def test_a_stage_starts_again_with_a_small_rate_and_fresh_moments(planted, tmp_path):
     t = trainer(planted, tmp_path / "c", PROGRESSIVE, log_every=1)
-    history = t.run(lambda history: None).history
+    history = run(t).history
     for stage in (1, 2, 3):
         rates = [row["learning_rate"] for row in history if row["stage"] == stage]
         assert rates[0] < rates[5] == pytest.approx(3e-3)
@@ -280,7 +280,7 @@ def test_ks_rise_by_at_least_one_with_every_prefix():
 
 def test_validation_of_a_stage_is_of_the_latents_so_far(planted, tmp_path):
     t = trainer(planted, tmp_path / "c", PROGRESSIVE)
-    result = t.run(lambda history: None)
+    result = run(t)
     by_stage = [row["validation_nmse"] for row in result.history if row["validation_nmse"] is not None]
     assert by_stage[-1] < by_stage[0]
     assert result.best_step > t.stages[-1].first_step

@@ -1,7 +1,6 @@
 """The sparse latents that every kernel produces and consumes, and the checks on kernel arguments."""
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -59,13 +58,20 @@ def concatenate(groups: Sequence[SparseLatents]) -> SparseLatents:
     """Latents of the same tokens side by side: each group's ids follow those of the group before."""
     if len(groups) == 1:
         return groups[0]
-    starts = [0, *accumulate(group.d_hidden for group in groups)]
-    rows = torch.cat([group.rows() for group in groups])
-    indices = torch.cat([group.indices + start for group, start in zip(groups, starts[:-1], strict=True)])
-    order = rows.argsort(stable=True)
+    counts = torch.stack([group.offsets.diff() for group in groups])
     offsets = torch.stack([group.offsets for group in groups]).sum(0)
-    values = torch.cat([group.values for group in groups])
-    return SparseLatents(offsets, indices[order], values[order], starts[-1])
+    begins = offsets[:-1] + counts.cumsum(0) - counts  # of each group's part of each row
+    places, indices, start = [], [], 0
+    for group, count, begin in zip(groups, counts, begins, strict=True):
+        entries = len(group.indices)
+        shift = (begin - group.offsets[:-1]).repeat_interleave(count, output_size=entries)
+        places.append(shift + torch.arange(entries, device=shift.device))
+        indices.append(group.indices + start)
+        start += group.d_hidden
+    place = torch.cat(places)
+    ids, values = torch.cat(indices), torch.cat([group.values for group in groups])
+    ids, values = (torch.empty_like(part).index_copy(0, place, part) for part in (ids, values))
+    return SparseLatents(offsets, ids, values, start)
 
 
 def truncate(latents: SparseLatents, prefix: int) -> SparseLatents:

@@ -1,15 +1,14 @@
-"""Training one transcoder: read a batch, take a step, now and then look at held-out tokens."""
+"""Training one transcoder: take a step, now and then look at held-out tokens or write a checkpoint."""
 
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from transcoders.activations.reader import Batch, ShuffledReader
 from transcoders.devices import is_out_of_memory, matmul_precision
@@ -114,46 +113,40 @@ class Trainer:
         self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and model.W_enc.is_cuda)
         self._enter(self.stages[0])
 
-    def run(self, on_history: Callable[[list[dict[str, Any]]], None]) -> Result:
-        """Train to the end, continuing from the checkpoint if there is one that fits.
-
-        ``on_history`` is called with the whole history whenever it grew by a validation.
-        """
+    def begin(self) -> None:
+        """Continue from the checkpoint if there is one that fits, else start anew."""
         if not self._resume():
             self._initialise()
-        began, before = time.perf_counter(), self.seconds
-        waited, waited_before = self.reader.seconds_waited, self.seconds_waited
+
+    def take(self, batch: Batch) -> bool:
+        """The next step, on a batch in normalised units; says whether it ended with a validation."""
+        before, began = self.seconds, time.perf_counter()
         settings = self.settings
-        bar = tqdm(
-            desc="train", total=self.steps * settings.batch_size, unit="tok", unit_scale=True,
-            initial=self.step * settings.batch_size, disable=not self.ranks.first,
-        )  # fmt: skip
-        with bar:
-            for batch in self.reader.batches(self.step) if self.step < self.steps else ():
-                self._next_stage()
-                rate = self._step(batch)
-                self.step += 1
-                self.seconds = before + time.perf_counter() - began
-                self.seconds_waited = waited_before + self.reader.seconds_waited - waited
-                last = self.step == self.steps
-                validate = self.step % settings.validate_every == 0 or self.step == self.stage.last_step
-                if self.step % settings.log_every == 0 or validate:
-                    row = self._log(rate)
-                    bar.set_postfix(loss=f"{row['loss']:.4f}", dead=f"{row['dead_fraction']:.1%}")
-                if validate:
-                    self._validate()
-                    if self.ranks.first:
-                        on_history(self.history)
-                if self.step % settings.checkpoint_every == 0 and not last:
-                    self._save()
-                bar.update(settings.batch_size)
-                if last:
-                    break
-        if self.ranks.first:
-            self._path.unlink(missing_ok=True)
+        self._next_stage()
+        rate = self._step(batch)
+        self.step += 1
+        last = self.step == self.steps
+        validate = self.step % settings.validate_every == 0 or self.step == self.stage.last_step
+        if self.step % settings.log_every == 0 or validate:
+            self._log(rate)
+        if validate:
+            self._validate()
+        self.seconds = before + time.perf_counter() - began
+        if self.step % settings.checkpoint_every == 0 or last:
+            self._save()
+            self.seconds = before + time.perf_counter() - began
+        return validate
+
+    def result(self) -> Result:
+        """Of a finished run."""
         return Result(
             self.history, self.best_weights, self.best_step, self.best_nmse, self.seconds, self.seconds_waited
         )  # fmt: skip
+
+    def forget(self) -> None:
+        """Delete the checkpoint: the run's outcome is safe elsewhere."""
+        if self.ranks.first:
+            self._path.unlink(missing_ok=True)
 
     def _next_stage(self) -> None:
         for stage in self.stages[1:]:
@@ -199,7 +192,7 @@ class Trainer:
         settings, stage = self.settings, self.stage
         local = self.step - stage.first_step
         rate = learning_rate(local, stage.steps, settings.learning_rate, settings.warmup, settings.decay)
-        x, y = batch.x / self.model.config.input_scale, batch.y / self.model.config.output_scale
+        x, y = batch
         dead = (self.since_fired[self._trained] > settings.dead_after_tokens).nonzero().flatten()
         with matmul_precision(x.device, bf16=self.bf16):
             found = self._backward_that_fits(x, y, dead)
@@ -263,10 +256,15 @@ class Trainer:
         loss, nmse, l1, aux = sums
         if settings.aux_coefficient and self.ranks.latents.total(len(dead), x.device):
             variance = self._variance(torch.cat(residuals))
+            at, every = self.ranks.data.share(tokens).start, settings.aux_every
             for x_part, residual in zip(xs, residuals, strict=True):
-                value = objective.aux(x_part, residual, dead, variance) * (len(x_part) / tokens)
-                (settings.aux_coefficient * value).backward()
-                aux += value.detach()
+                seen = slice(-at % every, None, every)
+                at += len(x_part)
+                if len(x_seen := x_part[seen].contiguous()):
+                    value = objective.aux(x_seen, residual[seen].contiguous(), dead, variance)
+                    value = value * (len(x_seen) / -(-tokens // every))
+                    (settings.aux_coefficient * value).backward()
+                    aux += value.detach()
             loss = loss + settings.aux_coefficient * aux
         together = self.ranks.data.add_gradients_(list(self.part.parameters()), torch.stack([loss, nmse, aux, l1]))
         loss, nmse, aux, l1 = together.unbind()
@@ -304,7 +302,7 @@ class Trainer:
         values = [found.loss, found.nmse, found.aux, l0 + base_l0, found.l1, norm]
         self.sums += torch.stack([value.double() for value in values])
 
-    def _log(self, rate: float) -> dict[str, Any]:
+    def _log(self, rate: float) -> None:
         settings = self.settings
         since = self.history[-1]["step"] if self.history else 0
         means = (self.sums / (self.step - since)).tolist()
@@ -326,7 +324,6 @@ class Trainer:
             "dead_fraction": float(dead), "learning_rate": rate, "validation_nmse": None,
         }  # fmt: skip
         self.history.append({key: row[key] for key in HISTORY})
-        return row
 
     @torch.no_grad()
     def _validate(self) -> None:
