@@ -19,13 +19,14 @@ from transcoders.activations.capture import collect, layer_fingerprint, publish
 from transcoders.activations.contexts import PAD, Contexts, make_contexts
 from transcoders.activations.settings import CollectSettings
 from transcoders.activations.shards import collect_shards
-from transcoders.activations.store import Store
+from transcoders.activations.store import Store, notes_folder, point
 from transcoders.activations.taps import input_gain, resolve_tap
 from transcoders.activations.text import documents
 from transcoders.base_model import load_bridge, load_tokenizer, model_hash
 from transcoders.distributed.launch import launched
 from transcoders.distributed.ranks import Ranks, joined, local_device
 from transcoders.files import cache_folder, replacing, write_json
+from transcoders.places import Place, place
 
 MODEL = Path("data/model")
 ACTIVATIONS = Path("data/activations")
@@ -58,30 +59,40 @@ def _run(params: Params, ranks: Ranks) -> None:
         for layer in sorted(set(settings.layers))
     }
     cache_folder("collect").mkdir(parents=True, exist_ok=True)
+    stores = {layer: _place(settings, layer, folder) for layer, folder in work.items()}
     with FileLock(cache_folder("collect") / "lock") if ranks.first else nullcontext():
-        missing = ranks.decided(lambda: [layer for layer in work if not Store.is_complete(work[layer] / "store.zarr")])
+        missing = ranks.decided(lambda: [layer for layer in work if not Store.is_complete(stores[layer])])
         if missing:
-            _collect(params, contexts, {n: work[n] for n in missing}, tokenizer, weights, ranks)
+            _collect(params, contexts, {n: stores[n] for n in missing}, tokenizer, weights, ranks)
         if ranks.first:
-            _publish(work)
+            _publish(stores, work, at_url=settings.url is not None)
     if ranks.first:
         _write_tables(settings, contexts)
 
 
-def _publish(work: dict[int, Path]) -> None:
+def _place(settings: CollectSettings, layer: int, work: Path) -> Place:
+    """A store's own; at a URL its name has all that it depends on, so that no other store is ever overwritten."""
+    return place(f"{settings.url}/layer_{layer}-{work.name}.zarr" if settings.url else work / "store.zarr")
+
+
+def _publish(stores: dict[int, Place], work: dict[int, Path], *, at_url: bool) -> None:
     with replacing(ACTIVATIONS) as temporary:
-        for layer, folder in work.items():
-            publish(folder / "store.zarr", temporary / f"layer_{layer}.zarr")
-            os.utime(folder)
+        for layer, where in stores.items():
+            target = temporary / f"layer_{layer}.zarr"
+            if at_url:
+                point(target, where)
+            else:
+                publish(work[layer] / "store.zarr", target)
+                os.utime(work[layer])
     _forget_old(set(work.values()))
 
 
 def _collect(
-    params: Params, contexts: Contexts, work: dict[int, Path], tokenizer: Any, weights: str, ranks: Ranks
+    params: Params, contexts: Contexts, stores: dict[int, Place], tokenizer: Any, weights: str, ranks: Ranks
 ) -> None:
     settings = params.collect
     bridge = load_bridge(MODEL, local_device(params.device))
-    taps = [resolve_tap(bridge, layer, settings.hooks) for layer in work]
+    taps = [resolve_tap(bridge, layer, settings.hooks) for layer in stores]
     attributes = [
         {
             "layer": tap.layer,
@@ -98,17 +109,17 @@ def _collect(
         }
         for tap in taps
     ]
-    for folder in work.values():
-        folder.mkdir(parents=True, exist_ok=True)
+    for path in stores.values():
+        notes_folder(path).parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     everything = (bridge, taps, contexts, settings, sorted(tokenizer.all_special_ids))
-    paths = [folder / "store.zarr" for folder in work.values()]
+    paths = list(stores.values())
     if ranks.world.size == 1:
         collect(*everything, paths, attributes)
     else:
         collect_shards(*everything, paths, attributes, ranks)
     seconds = time.perf_counter() - start
-    log.info("collected layers %s: %.0f tokens/s", list(work), settings.tokens / seconds)
+    log.info("collected layers %s: %.0f tokens/s", list(stores), settings.tokens / seconds)
 
 
 def _forget_old(used: set[Path]) -> None:

@@ -13,7 +13,7 @@ log = logging.getLogger("mtxplt")
 def entry(work: Callable[[], None]) -> None:
     """Run ``work`` and exit: 0, 1 after an error that the user can mend, 130 after Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "transformers", "gensim", "torch"):
+    for noisy in ("httpx", "transformers", "gensim", "torch", "aiobotocore", "botocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         work()

@@ -29,8 +29,8 @@ def run() -> None:
 
 def _evaluate_all(params: Params) -> list[dict[str, Any]]:
     from transcoders.devices import resolve_device  # torch takes seconds, which an empty list need not wait for
-    from transcoders.formats.locate import HubUnreachableError
     from transcoders.formats.read import read
+    from transcoders.places import UnreachableError
 
     device = resolve_device(params.device)
     references = [layer_of(text) for text in params.compare.official]
@@ -39,7 +39,7 @@ def _evaluate_all(params: Params) -> list[dict[str, Any]]:
     for (reference, layer), name in zip(references, names, strict=True):
         try:
             model = read(reference, device)
-        except HubUnreachableError as error:
+        except UnreachableError as error:
             log.warning("left out: %s; `dvc repro -f official` tries again", error)
             continue
         found = model.config.provenance.get("layer") if layer is None else layer

@@ -16,6 +16,7 @@ from transcoders.errors import UserError
 from transcoders.evaluation.absorption_settings import AbsorptionSettings
 from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.features.settings import FeatureSettings
+from transcoders.places import shown
 from transcoders.settings import ModelSettings, Settings
 from transcoders.training.settings import TrainSettings, VariantSettings
 
@@ -32,7 +33,7 @@ class CompareSettings(Settings):
     """What stands beside the runs and the baselines."""
 
     official: list[str]
-    """Transcoders of others: a folder, or ``org/repo:folder`` on the Hub; ``…@layer`` where neither tells it."""
+    """Transcoders of others: a folder, a URL, or ``org/repo:folder`` on the Hub; ``…@layer`` where neither tells it."""
 
 
 class Params(Settings):
@@ -56,6 +57,13 @@ class Params(Settings):
     def _consistent(self) -> Self:
         if isinstance(self.train.d_hidden, int) and self.train.k > self.train.d_hidden:
             raise ValueError(f"train.k: {self.train.k} is more than train.d_hidden {self.train.d_hidden}")
+        for key, urls in (("collect.url", [self.collect.url or ""]), ("compare.official", self.compare.official)):
+            if any("://" in url and shown(url) != url for url in urls):
+                raise ValueError(
+                    f"{key}: a URL must hold no password and no query; credentials belong in the environment"
+                )
+        if self.collect.url is not None and "://" not in self.collect.url:
+            raise ValueError(f"collect.url: {self.collect.url!r} is no URL such as s3://bucket/prefix; or use null")
         for layer in self.runs.layers:
             if layer not in self.collect.layers:
                 raise ValueError(

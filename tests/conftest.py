@@ -1,12 +1,15 @@
-"""What tests share: the real base model, fetched once a machine."""
+"""What tests share: the real base model, fetched once a machine, and an S3 server on this machine."""
 
+import logging
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, by torch's import
 
 import pytest
 import torch
+from s3_support import S3, forget_connections
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reached the Hub would pass here and fail elsewhere
 if not torch.cuda.is_available():
@@ -26,3 +29,29 @@ def gemma() -> Path:
     if not (folder / "provenance.json").is_file():
         fetch_model(ModelSettings(name="gemma-3-270m"), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = S3(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """A server with the empty bucket ``bucket``; the environment has its address, credentials and an empty cache."""
+    s3_server.start()
+    for name, value in (s3_server.environment | {"XDG_CACHE_HOME": str(tmp_path / "cache")}).items():
+        monkeypatch.setenv(name, value)
+    s3_server.files.mkdir("bucket")
+    return s3_server
+
+
+@pytest.fixture
+def reconnect() -> Iterator[Callable[[], None]]:
+    """Called after a change of the environment, or of s3fs: it keeps connections as they were opened."""
+    forget_connections()
+    yield forget_connections
+    forget_connections()

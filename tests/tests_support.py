@@ -1,21 +1,26 @@
-"""Small real inputs for tests: stores with known content."""
+"""Small real inputs for tests: a model, stores with known content."""
 
 from pathlib import Path
 
 import numpy as np
-import zarr
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 
 from transcoders.activations import store
+from transcoders.places import Place
 
 
 def make_store(
-    path: Path, x: Tensor, y: Tensor, *, dtype: str = "float32", documents: np.ndarray | None = None
-) -> Path:
+    path: Place, x: Tensor, y: Tensor, *, dtype: str = "float32", documents: np.ndarray | None = None
+) -> Place:
     """A complete store of the rows of ``x`` and ``y``; token ids are the row numbers."""
     rows, d_model = x.shape
     store.create(path, d_model, dtype, rows, {})
-    group = zarr.open_group(path, mode="r+")
+    group = store.opened(path)
     group["mlp_in"][:] = store.to_storage(x, dtype, "x")
     group["mlp_out"][:] = store.to_storage(y, dtype, "y")
     group["token"][:] = np.arange(rows)
@@ -29,3 +34,17 @@ def make_store(
     }  # fmt: skip
     store.finish(path, rows, attributes)
     return path
+
+
+def tiny_gemma(folder: Path) -> Path:
+    """A Gemma 3 with 3 layers, random weights and the numbers below 100 as its words."""
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    Gemma3ForCausalLM(config).save_pretrained(folder)
+    words = Tokenizer(WordLevel({str(i): i for i in range(100)}, unk_token="0"))
+    words.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="1", eos_token="0", pad_token="0").save_pretrained(folder)
+    return folder

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.errors import UserError
-from transcoders.formats.export import TARGETS, Trained, export, samples_of
+from transcoders.formats.export import README, TARGETS, Trained, export, samples_of
 from transcoders.formats.hub import upload
+from transcoders.places import name_of, place, shown, sizes
 
 log = logging.getLogger("mtxplt")
 
@@ -18,14 +19,15 @@ def main() -> None:
     """Parse the command line, run it, and turn what the user can mend into one line."""
     parser = argparse.ArgumentParser(prog="python -m transcoders", description="Sparse transcoders in other tools.")
     command = parser.add_subparsers(required=True).add_parser("export", help="write runs for another tool")
-    command.add_argument("runs", nargs="+", metavar="RUN", help="a folder, or the name of one in models/")
+    command.add_argument("runs", nargs="+", metavar="RUN", help="a folder or URL, or the name of a run in models/")
     command.add_argument("--to", required=True, choices=TARGETS)
-    command.add_argument("--out", type=Path, help="folder to write (default: export/<target>/<run>)")
+    command.add_argument("--out", type=place, help="folder or URL to write (default: export/<target>/<run>)")
     command.add_argument("--repo", help="with --to hub: [user/]name of the repository (default: the run's name)")
     command.add_argument("--data", type=Path, default=Path("data"), help="holds activations/ and split.parquet")
     command.add_argument("--metrics", type=Path, default=Path("metrics"), help="holds evaluate/<run>.json")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for noisy in ("httpx", "aiobotocore", "botocore"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         run(parser.parse_args())
     except UserError as error:
@@ -34,18 +36,22 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Export as the parsed command line says, and upload with ``--to hub``."""
-    folders = [Path(name) if Path(name).is_dir() else Path("models") / name for name in arguments.runs]
-    names = [folder.name for folder in folders]
+    folders = [place(run) if "://" in run or Path(run).is_dir() else Path("models") / run for run in arguments.runs]
+    names = [name_of(folder) for folder in folders]
     out = arguments.out or Path("export") / arguments.to / "+".join(names[:1] + names[-1:] * (len(names) > 1))
-    if out.exists() and not (out / "README.md").is_file() and any(out.iterdir()):
-        raise UserError(f"--out {out}: holds something that is no export; name a new folder")
+    said = out if isinstance(out, Path) else shown(out)
+    if arguments.to == "hub" and not isinstance(out, Path):
+        raise UserError(f"--out {said}: what goes to the Hub is written here first; name a local folder")
+    there = sizes(out)
+    if there and README not in there:
+        raise UserError(f"--out {said}: holds something that is no export; name a new folder")
     runs = []
-    for folder in folders:
-        model, file = Transcoder.load(folder), arguments.metrics / "evaluate" / f"{folder.name}.json"
+    for folder, name in zip(folders, names, strict=True):
+        model, file = Transcoder.load(folder), arguments.metrics / "evaluate" / f"{name}.json"
         metrics = json.loads(file.read_text()) if file.is_file() else None
-        runs.append(Trained(folder.name, model, samples_of(arguments.data, model), metrics))
+        runs.append(Trained(name, model, samples_of(arguments.data, model), metrics))
     export(runs, arguments.to, out)
-    log.info("wrote %s", out)
+    log.info("wrote %s", said)
     if arguments.to == "hub":
         log.info("uploaded: %s", upload(out, arguments.repo or out.name))
 

@@ -17,6 +17,7 @@ from transcoders.activations.settings import CollectSettings
 from transcoders.activations.taps import resolve_tap
 from transcoders.base_model import load_bridge
 from transcoders.distributed.ranks import ALONE, joined
+from transcoders.places import place
 
 SPECIAL = [0, 1, 7]
 LAYERS = [0, 2]
@@ -31,8 +32,8 @@ def contexts():
     return Contexts(tokens, np.arange(120, dtype=np.int32), pd.DataFrame())
 
 
-def run(bridge, folder, ranks=ALONE, kill_after=None, **changes):
-    """Collect; ``kill_after`` so many shards of its own the last rank kills itself."""
+def run(bridge, folder, ranks=ALONE, kill_after=None, url=None, **changes):
+    """Collect, into ``url`` if there is one; ``kill_after`` so many shards of its own the last rank kills itself."""
     store.SHARD_ROWS, store.CHUNK_ROWS = 256, 64
     table = contexts()
     settings = CollectSettings(layers=LAYERS, tokens=1, batch_size=3, **changes)
@@ -44,7 +45,7 @@ def run(bridge, folder, ranks=ALONE, kill_after=None, **changes):
         table,
         settings,
         SPECIAL,
-        [folder / f"{n}.zarr" for n in LAYERS],
+        [place(f"{url or folder}/{n}.zarr") for n in LAYERS],
         [{"n": n} for n in LAYERS],
     )
     if kill_after is not None and ranks.world.rank == ranks.world.size - 1:

@@ -8,9 +8,7 @@ import pytest
 import torch
 from collect_job import LAYERS, run
 from spread import spread
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
+from tests_support import tiny_gemma
 
 from transcoders.activations import store
 from transcoders.activations.shards import DONE
@@ -22,17 +20,7 @@ JOBS = {"all": {}, "short": {"max_norm": 1.5, "dtype": "bfloat16"}}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A tiny Gemma 3 with random weights."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    config = Gemma3TextConfig(
-        vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8,
-    )  # fmt: skip
-    Gemma3ForCausalLM(config).save_pretrained(folder)
-    words = Tokenizer(WordLevel({str(i): i for i in range(100)}, unk_token="0"))
-    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="1", eos_token="0", pad_token="0").save_pretrained(folder)
-    return folder
+    return tiny_gemma(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +66,18 @@ def test_finished_shards_of_the_dead_and_of_the_living_are_kept(collected):
     assert len(before) > 3
     for file, time in before.items():
         assert Path(file).stat().st_mtime_ns == time, file
+
+
+@pytest.mark.slow
+def test_at_a_url_too(collected, model, s3, tmp_path):
+    jobs = {"all": {"url": "s3://bucket/many"}}
+    killed = {"all": jobs["all"] | {"kill_after": 3}}
+    statuses, said = spread(2, "collect_job.py", model, tmp_path, jobs=killed)
+    assert statuses == [1, -signal.SIGKILL], said
+    statuses, said = spread(2, "collect_job.py", model, tmp_path, jobs=jobs)
+    assert statuses == [0, 0], said
+    assert " 0 of " not in said[0]
+    alone = collected[0] / "alone/all"
+    files = {str(p.relative_to(alone)): p.read_bytes() for p in alone.rglob("*") if p.is_file()}
+    assert {path: s3.files.cat_file(f"bucket/many/{path}") for path in files} == files
+    assert len(s3.files.find("bucket/many")) == len(files)

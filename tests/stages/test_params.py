@@ -37,6 +37,7 @@ def test_the_delivered_parameters_are_valid():
         ({"runs__layers": [3]}, r"runs\.layers: layer 3 is not in collect\.layers"),
         ({"runs__variants": ["tpok"]}, r"runs\.variants: 'tpok' is not defined"),
         ({"collect__dtype": "int8"}, r"collect\.dtype: 'int8' is wrong"),
+        ({"collect__url": "bucket/x"}, r"collect\.url: 'bucket/x' is no URL such as s3://bucket/prefix"),
         ({"split__test": 0.9, "split__validation": 0.2}, r"together must be below 1"),
     ],
 )
@@ -44,6 +45,14 @@ def test_a_mistake_is_one_line_that_names_the_key(changes, message):
     with pytest.raises(UserError, match=message) as error:
         parse(changed(**changes), "params.yaml")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["s3://key:secret@bucket/x", "https://host/x?signature=secret"])
+def test_urls_with_secrets_are_refused_and_not_shown(url):
+    for changes in ({"collect__url": url}, {"compare__official": [url]}):
+        with pytest.raises(UserError, match="a URL must hold no password and no query") as error:
+            parse(changed(**changes), "params.yaml")
+        assert "secret" not in str(error.value)
 
 
 def test_all_mistakes_are_told_at_once():

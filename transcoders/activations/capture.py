@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from transcoders.activations.settings import CollectSettings
 from transcoders.activations.taps import Tap
 from transcoders.errors import UserError
 from transcoders.files import fingerprint, source_hash, write_json
+from transcoders.places import Place, told
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def layer_fingerprint(settings: CollectSettings, layer: int, contexts: Contexts,
     """What a layer's store depends on; equal fingerprints mean equal stores."""
     from transcoders.activations import shards  # which imports this module
 
-    relevant = settings.model_dump(exclude={"layers"})
+    relevant = settings.model_dump(exclude={"layers", "url"})
     code = source_hash(sys.modules[__name__], contexts_module, shards, store, taps, text)
     digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in contexts[:2]]
     return fingerprint(relevant, layer, digests, weights, code)
@@ -94,16 +95,16 @@ def stored_arrays(rows: Activations, settings: CollectSettings, tap: Tap) -> dic
 class LayerWriter:
     """Writes one layer's rows in whole shards and can continue after the last whole one."""
 
-    def __init__(self, path: Path, tap: Tap, settings: CollectSettings, d_model: int, rows: int):
+    def __init__(self, path: Place, tap: Tap, settings: CollectSettings, d_model: int, rows: int):
         self.path, self.tap, self.settings = path, tap, settings
         self.d_model, self.capacity = d_model, rows
-        self._progress = path.with_suffix(".json")
+        self._progress = store.notes_folder(path).with_suffix(".json")
         state: dict[str, Any] = {"rows": 0, "batch": 0, "rows_before": 0, "limits": None, "left_out": 0}
-        if self._progress.is_file() and path.is_dir():
+        if self._progress.is_file() and store.is_begun(path):
             state = json.loads(self._progress.read_text())
             log.info("layer %d: continuing after %d stored tokens", tap.layer, state["rows"])
         else:
-            shutil.rmtree(path, ignore_errors=True)
+            self._progress.unlink(missing_ok=True)
             store.create(path, d_model, settings.dtype, rows, {})
         self.first_batch: int = state["batch"]
         self._skip: int = state["rows"] - state["rows_before"]
@@ -113,7 +114,7 @@ class LayerWriter:
         self.written: int = state["rows"]
         self._pending: dict[str, list[np.ndarray]] = {n: [] for n in (*store.ACTIVATIONS, *store.LABELS)}
         self._pending_rows = 0
-        self._root = zarr.open_group(path, mode="r+")
+        self._root = store.opened(path)
 
     def select(self, batch: int, caught: dict[str, Tensor], labels: dict[str, Tensor]) -> Activations:
         """The batch's tokens with their labels, norm outliers left out."""
@@ -147,10 +148,11 @@ class LayerWriter:
         return pool.submit(self._write, start, shard, progress)
 
     def _write(self, start: int, shard: dict[str, np.ndarray], progress: dict[str, Any] | None) -> None:
-        for name, values in shard.items():
-            array = self._root[name]
-            assert isinstance(array, zarr.Array)
-            array[start : start + len(values)] = values
+        with told(self.path):
+            for name, values in shard.items():
+                array = self._root[name]
+                assert isinstance(array, zarr.Array)
+                array[start : start + len(values)] = values
         if progress is not None:
             write_json(self._progress, progress)
 
@@ -160,9 +162,10 @@ class LayerWriter:
         if self._pending_rows:
             self._write(self.written, rest, None)
         rows = self.written + self._pending_rows
-        self._progress.unlink(missing_ok=True)
-        statistics = _statistics(self._root, rows, self.settings.dtype)
+        with told(self.path):
+            statistics = _statistics(self._root, rows, self.settings.dtype)
         store.finish(self.path, rows, {**attributes, **statistics, "left_out": self.left_out})
+        self._progress.unlink(missing_ok=True)
 
 
 class Moments(NamedTuple):
@@ -207,7 +210,7 @@ def collect(
     contexts: Contexts,
     settings: CollectSettings,
     special_ids: list[int],
-    paths: list[Path],
+    paths: Sequence[Place],
     attributes: list[dict[str, Any]],
 ) -> None:
     """Write one complete store per tap to ``paths``, continuing what an earlier call began.
@@ -221,7 +224,7 @@ def collect(
     d_model = int(bridge.cfg.d_model)
     capacity = int((contexts.tokens != PAD).sum()) - len(contexts.tokens)
     device = next(bridge.original_model.parameters()).device
-    check_disk(paths[0].parent, len(paths) * capacity * 2 * d_model * (4 if settings.dtype == "float32" else 2))
+    check_disk(paths, len(paths) * capacity * 2 * d_model * (4 if settings.dtype == "float32" else 2))
     writers = [LayerWriter(path, tap, settings, d_model, capacity) for path, tap in zip(paths, layer_taps, strict=True)]
     plan = batches(contexts, settings.batch_size)
     first = min(writer.first_batch for writer in writers)
@@ -270,7 +273,10 @@ def batch_labels(contexts: Contexts, rows: np.ndarray, special: Tensor) -> dict[
     }
 
 
-def check_disk(folder: Path, needed: int) -> None:
+def check_disk(paths: Sequence[Place], needed: int) -> None:
+    if not isinstance(paths[0], Path):
+        return
+    folder = paths[0].parent
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from transcoders.activations.store import CHUNK_ROWS, Store
+from transcoders.activations.store import CHUNK_ROWS, SHARD_ROWS, Store
 
 
 class Batch(NamedTuple):
@@ -32,6 +32,12 @@ class LabelledBatch(NamedTuple):
 
 def _chunks(store: Store) -> list[tuple[int, int]]:
     return [(s, min(s + CHUNK_ROWS, store.tokens)) for s in range(0, store.tokens, CHUNK_ROWS)]
+
+
+def _counts(store: Store, documents: NDArray[np.bool_], start: int) -> NDArray[np.int64]:
+    """Of the chunks of the shard at ``start``: how many rows are of the chosen documents. Labels are read by shards."""
+    owner = store.labels("document", start, min(start + SHARD_ROWS, store.tokens))
+    return np.add.reduceat(documents[owner].astype(np.int64), np.arange(0, len(owner), CHUNK_ROWS))
 
 
 def ordered_batches(
@@ -90,7 +96,7 @@ class ShuffledReader:
         self._store, self._documents, self._seed, self._device = store, documents, seed, device
         self.batch_size = batch_size
         self._chunks = _chunks(store)
-        self._counts = np.array([documents[store.labels("document", *chunk)].sum() for chunk in self._chunks])
+        self._counts = np.concatenate([_counts(store, documents, s) for s in range(0, store.tokens, SHARD_ROWS)])
         self._chunks_per_load = max(1, buffer_tokens // CHUNK_ROWS)
         self.tokens = int(self._counts.sum())
         self.batches_per_epoch = self.tokens // batch_size
@@ -104,17 +110,17 @@ class ShuffledReader:
         return [order[i : i + self._chunks_per_load] for i in range(0, len(order), self._chunks_per_load)]
 
     def _read(self, epoch: int, number: int, chunks: NDArray[np.int64]) -> _Load:
-        parts: dict[str, list[Tensor]] = {"mlp_in": [], "mlp_out": []}
-        for index in chunks:
-            start, stop = self._chunks[index]
-            rows = torch.from_numpy(np.flatnonzero(self._documents[self._store.labels("document", start, stop)]))
-            for name, part in parts.items():
-                part.append(self._store.rows(name, start, stop)[rows])
-        x, y = (torch.cat(part) for part in parts.values())
+        with ThreadPoolExecutor(self._store.requests) as pool:
+            x, y = (torch.cat(parts) for parts in zip(*pool.map(self._chosen_rows, chunks), strict=True))
         if self._device.type == "cuda":
             x, y = x.pin_memory(), y.pin_memory()
         rng = np.random.default_rng([self._seed, epoch, number])
         return _Load(x, y, torch.from_numpy(rng.permutation(len(x))))
+
+    def _chosen_rows(self, index: int) -> tuple[Tensor, Tensor]:
+        start, stop = self._chunks[index]
+        rows = torch.from_numpy(np.flatnonzero(self._documents[self._store.labels("document", start, stop)]))
+        return self._store.rows("mlp_in", start, stop)[rows], self._store.rows("mlp_out", start, stop)[rows]
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
         """Batch number ``first`` (counted over epochs) and all after it."""

@@ -48,6 +48,8 @@ class CollectSettings(Settings):
     """Read up to this many times ``tokens`` of text, so that contexts come from many documents."""
     seed: int = Field(default=0, ge=0)
     hooks: HookSettings = HookSettings()
+    url: str | None = None
+    """Where the stores lie, as fsspec writes it (``s3://bucket/prefix``); null: in data/activations/."""
 
 
 class SplitSettings(Settings):

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +22,11 @@ from transcoders.activations.taps import Tap
 from transcoders.distributed.ranks import Ranks
 from transcoders.errors import UserError
 from transcoders.files import replacing
+from transcoders.places import Place, told
 
 log = logging.getLogger(__name__)
 DONE = "done"
-"""Folder in an unfinished store: a file for every shard that is written, with its statistics."""
+"""Folder in the notes on an unfinished store: a file for every shard that is written, with its statistics."""
 
 
 class Layout(NamedTuple):
@@ -60,7 +62,7 @@ def collect_shards(
     contexts: Contexts,
     settings: CollectSettings,
     special_ids: list[int],
-    paths: list[Path],
+    paths: Sequence[Place],
     attributes: list[dict[str, Any]],
     ranks: Ranks,
 ) -> None:
@@ -87,16 +89,20 @@ def collect_shards(
             writer.finish({**extra, "d_model": d_model}, left_out=int(_stored(job).sum()) - writer.rows)
 
 
-def _create(job: Job, paths: list[Path], d_model: int) -> None:
+def _create(job: Job, paths: Sequence[Place], d_model: int) -> None:
     capacity = int((job.contexts.tokens != PAD).sum()) - len(job.contexts.tokens)
-    missing = [path for path in paths if not (path / DONE).is_dir()]
+    missing = [path for path in paths if not (_done(path).is_dir() and store.is_begun(path))]
     bits = 4 if job.settings.dtype == "float32" else 2
-    capture.check_disk(paths[0].parent, len(missing) * capacity * 2 * d_model * bits)
+    capture.check_disk(paths, len(missing) * capacity * 2 * d_model * bits)
     for path in missing:
-        shutil.rmtree(path, ignore_errors=True)
-        path.with_suffix(".json").unlink(missing_ok=True)  # of a single process that began it
+        shutil.rmtree(_done(path), ignore_errors=True)
+        store.notes_folder(path).with_suffix(".json").unlink(missing_ok=True)  # of a single process that began it
         store.create(path, d_model, job.settings.dtype, capacity, {})
-        (path / DONE).mkdir()
+        _done(path).mkdir(parents=True)
+
+
+def _done(path: Place) -> Path:
+    return store.notes_folder(path) / DONE
 
 
 def _stored(job: Job) -> NDArray[np.int64]:
@@ -106,12 +112,12 @@ def _stored(job: Job) -> NDArray[np.int64]:
     return np.array([per_context[rows].sum() for rows in job.plan], dtype=np.int64)
 
 
-def _layouts(job: Job, paths: list[Path], ranks: Ranks) -> list[Layout]:
+def _layouts(job: Job, paths: Sequence[Place], ranks: Ranks) -> list[Layout]:
     """Of each layer. Which tokens are too long only the model says: with ``max_norm`` it runs once more for that."""
     team, max_norm = ranks.world, job.settings.max_norm
     if max_norm is None:
         return [Layout(_starts(_stored(job)), None)] * len(paths)
-    files = [path / DONE / "layout.npz" for path in paths]
+    files = [_done(path) / "layout.npz" for path in paths]
     known = ranks.decided(lambda: [dict(np.load(file)) for file in files if file.is_file()])
     if len(known) < len(files):
         caught, labels = job.run(0)
@@ -160,9 +166,9 @@ def _write(job: Job, writers: list["ShardWriter"], *, shown: bool) -> None:
 class ShardWriter:
     """Writes this rank's share of the shards that a layer's store lacks."""
 
-    def __init__(self, path: Path, tap: Tap, layout: Layout, settings: CollectSettings, ranks: Ranks) -> None:
+    def __init__(self, path: Place, tap: Tap, layout: Layout, settings: CollectSettings, ranks: Ranks) -> None:
         self.path, self.tap, self.layout, self.settings = path, tap, layout, settings
-        self._root = zarr.open_group(path, mode="r+")
+        self._root = store.opened(path)
         self.rows = int(layout.starts[-1])
         shape = self._array(store.ACTIVATIONS[0]).shards
         assert shape is not None
@@ -199,8 +205,9 @@ class ShardWriter:
     def _write(self, number: int, pieces: list[dict[str, np.ndarray]]) -> None:
         start, stop = self._borders[number : number + 2]
         shard = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-        for name, values in shard.items():
-            self._array(name)[start:stop] = values
+        with told(self.path):
+            for name, values in shard.items():
+                self._array(name)[start:stop] = values
         sums: dict[str, Any] = {}
         for name in store.ACTIVATIONS:
             values = shard[name]
@@ -221,11 +228,11 @@ class ShardWriter:
                     chunks[name] += [Moments(torch.from_numpy(total), float(square)) for total, square in pairs]
         for name, of_array in chunks.items():
             attributes |= capture.statistics(name, of_array, self.rows)
-        shutil.rmtree(self.path / DONE)
         store.finish(self.path, self.rows, {**attributes, "left_out": left_out})
+        shutil.rmtree(_done(self.path))
 
     def _mark(self, number: int) -> Path:
-        return self.path / DONE / f"{number}.npz"
+        return _done(self.path) / f"{number}.npz"
 
     def _array(self, name: str) -> "zarr.Array[Any]":
         array = self._root[name]

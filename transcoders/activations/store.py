@@ -3,10 +3,13 @@
 Arrays, all with the same rows (one row a token): ``mlp_in`` and ``mlp_out`` [tokens, d],
 ``token``, ``document``, ``position`` and ``context`` [tokens]. bfloat16 is kept as its bits
 (uint16); the attribute ``dtype`` says so. ``complete: true`` is written last.
+
+A store lies in a folder or at a URL. A folder with ``remote.json`` alone stands for the store at the URL
+that is in there, as long as that is the very store which it was written for.
 """
 
+import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ from torch import Tensor
 from zarr.errors import GroupNotFoundError
 
 from transcoders.errors import UserError
+from transcoders.files import cache_folder, fingerprint, write_json
+from transcoders.places import Place, place, read_bytes, shown, sizes, told, zarr_store
 
 SCHEMA = 1
 CHUNK_ROWS = 4096
@@ -26,11 +31,17 @@ SHARD_ROWS = 16 * CHUNK_ROWS
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 ACTIVATIONS = ("mlp_in", "mlp_out")
 LABELS = ("token", "document", "position", "context")
+POINTER = "remote.json"
 
 
-def create(path: Path, d_model: int, dtype: str, rows: int, attributes: dict[str, Any]) -> None:
+def create(path: Place, d_model: int, dtype: str, rows: int, attributes: dict[str, Any]) -> None:
     """Create an empty, incomplete store for at most ``rows`` tokens."""
-    root = zarr.open_group(path, mode="w", zarr_format=3)
+    with told(path):
+        _create(path, d_model, dtype, rows, attributes)
+
+
+def _create(path: Place, d_model: int, dtype: str, rows: int, attributes: dict[str, Any]) -> None:
+    root = zarr.open_group(zarr_store(path), mode="w", zarr_format=3)
     shard_rows = SHARD_ROWS if rows > CHUNK_ROWS else CHUNK_ROWS
     bits = {"float16": "float16", "bfloat16": "uint16", "float32": "float32"}[dtype]
     for name in ACTIVATIONS:
@@ -69,42 +80,73 @@ def to_storage(values: Float[Tensor, "tokens d"], dtype: str, where: str) -> NDA
     return (stored.view(torch.uint16) if dtype == "bfloat16" else stored).numpy()
 
 
-def finish(path: Path, rows: int, attributes: dict[str, Any]) -> None:
+def finish(path: Place, rows: int, attributes: dict[str, Any]) -> None:
     """Cut the arrays to ``rows`` and mark the store complete."""
-    root = zarr.open_group(path, mode="r+")
-    for name in (*ACTIVATIONS, *LABELS):
-        array = root[name]
-        assert isinstance(array, zarr.Array)
-        array.resize((rows, *array.shape[1:]))
-    root.attrs.update({**attributes, "tokens": rows})
-    # The flag goes last and by rename: a store that was cut off before this line is incomplete.
-    file = path / "zarr.json"
-    content = json.loads(file.read_text())
-    content["attributes"]["complete"] = True
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2))
-    os.replace(temporary, file)
+    root = opened(path)
+    with told(path):
+        for name in (*ACTIVATIONS, *LABELS):
+            array = root[name]
+            assert isinstance(array, zarr.Array)
+            array.resize((rows, *array.shape[1:]))
+        # Last, and in one piece (zarr renames files): a store that was cut off before this line is incomplete.
+        root.attrs.update({**attributes, "tokens": rows, "complete": True})
+
+
+def opened(path: Place) -> zarr.Group:
+    """The unfinished store at ``path``, for writing."""
+    with told(path):
+        return zarr.open_group(zarr_store(path), mode="r+")
+
+
+def is_begun(path: Place) -> bool:
+    """Whether a store, finished or not, lies at ``path``."""
+    return read_bytes(path, "zarr.json") is not None
+
+
+def notes_folder(path: Place) -> Path:
+    """The local folder for what must be known to continue an unfinished store: its own, or one in the cache."""
+    return path if isinstance(path, Path) else cache_folder("collect") / fingerprint(path) / "store.zarr"
+
+
+def digest(path: Place) -> str:
+    """A hash of a store's metadata: shapes, codecs, provenance and the statistics of what it holds."""
+    parts = [read_bytes(path, f"{name}zarr.json") for name in ("", *(f"{n}/" for n in (*ACTIVATIONS, *LABELS)))]
+    return hashlib.sha256(b"".join(part or b"" for part in parts)).hexdigest()
+
+
+def point(folder: Path, url: Place) -> None:
+    """Make ``folder`` stand for the complete store at ``url``."""
+    write_json(folder / POINTER, {"url": str(url), "sha256": digest(url)})
 
 
 class Store:
     """A complete store, opened for reading."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the store at ``path``.
+    def __init__(self, path: Place) -> None:
+        """Open the store at ``path``, or the one that the folder there points to.
 
         Raises:
-            UserError: it is missing, unfinished, of another kind, or truncated.
+            UserError: it is missing, unfinished, of another kind, truncated, or not the one pointed to.
         """
-        self.path = path
-        remedy = "remove it and run `dvc repro collect`"
+        self._place = place(path)
+        pointer = read_bytes(self._place, POINTER) if isinstance(self._place, Path) else None
+        if pointer is not None:
+            self._place = _target(path, pointer)
+        here = isinstance(self._place, Path)
+        path = self.path = self._place if isinstance(self._place, Path) else shown(self._place)
+        self.requests = 1 if here else 16
+        """Reads that gain from being made at a time: at a URL most of each is waiting for the answer."""
+        remedy = f"remove it and run `dvc repro {'' if here else '--force '}collect`"
         try:
-            root = zarr.open_group(path, mode="r")
+            with told(self._place):
+                root = zarr.open_group(zarr_store(self._place, read_only=True), mode="r")
         except (GroupNotFoundError, FileNotFoundError):
             raise UserError(f"{path}: there is no activation store; run `dvc repro collect`") from None
         except (ValueError, KeyError, OSError) as error:
             raise UserError(f"{path}: not a readable zarr group ({error}); {remedy}") from error
         self.attributes: dict[str, Any] = dict(root.attrs)
-        missing = [name for name in (*ACTIVATIONS, *LABELS) if name not in root]
+        with told(self._place):
+            missing = [name for name in (*ACTIVATIONS, *LABELS) if name not in root]
         if self.attributes.get("schema") != SCHEMA or missing:
             raise UserError(
                 f"{path}: a zarr group, but not an activation store of schema {SCHEMA} "
@@ -113,40 +155,64 @@ class Store:
         if not self.attributes["complete"]:
             raise UserError(f"{path}: the activation store is unfinished; run `dvc repro collect`")
         self._root = root
+        self._arrays: dict[str, zarr.Array[Any]] = {}
         self.tokens = int(self.attributes["tokens"])
         self.d_model = int(self.attributes["d_model"])
         self._check_shards(remedy)
 
     @staticmethod
-    def is_complete(path: Path) -> bool:
+    def is_complete(path: Place) -> bool:
         """Whether a finished store lies at ``path``."""
-        file = path / "zarr.json"
-        return file.is_file() and bool(json.loads(file.read_text())["attributes"].get("complete"))
+        content = read_bytes(path, "zarr.json")
+        return content is not None and bool(json.loads(content)["attributes"].get("complete"))
 
     def _array(self, name: str) -> "zarr.Array[Any]":
-        array = self._root[name]
-        assert isinstance(array, zarr.Array)
-        return array
+        if name not in self._arrays:
+            array = self._root[name]  # reads its metadata, which is a request at a URL
+            assert isinstance(array, zarr.Array)
+            self._arrays[name] = array
+        return self._arrays[name]
 
     def _check_shards(self, remedy: str) -> None:
         """An absent zarr chunk reads as zeros, so absence and truncation must be looked for."""
+        found = sizes(self._place)
         for name in (*ACTIVATIONS, *LABELS):
             array = self._array(name)
             step = (array.shards or array.chunks)[0]
             if array.shape[0] != self.tokens:
                 raise UserError(f"{self.path}: {name} has {array.shape[0]} rows, not {self.tokens}; {remedy}")
             for index in range(-(-self.tokens // step)):
-                file = self.path / name / "c" / "/".join([str(index)] + ["0"] * (array.ndim - 1))
+                file = "/".join([name, "c", str(index)] + ["0"] * (array.ndim - 1))
                 row_bytes = array.dtype.itemsize * int(np.prod(array.shape[1:]))
                 rows = min(step, self.tokens - index * step)
-                if not file.is_file() or file.stat().st_size < rows * row_bytes:
+                if found.get(file, -1) < rows * row_bytes:
                     raise UserError(f"{self.path}: {name} is truncated at shard {index}; {remedy}")
+
+    def _read(self, name: str, start: int, stop: int | None) -> NDArray[Any]:
+        with told(self._place):
+            return np.asarray(self._array(name)[start:stop])
 
     def labels(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.int32]:
         """``token``, ``document``, ``position`` or ``context`` of rows [start, stop)."""
-        return np.asarray(self._array(name)[start:stop])
+        return self._read(name, start, stop)
 
     def rows(self, name: str, start: int, stop: int) -> Float[Tensor, "tokens d"]:
         """``mlp_in`` or ``mlp_out`` of rows [start, stop), in the stored dtype."""
-        values = torch.from_numpy(np.asarray(self._array(name)[start:stop]))
+        values = torch.from_numpy(self._read(name, start, stop))
         return values.view(torch.bfloat16) if values.dtype == torch.uint16 else values
+
+
+def _target(folder: Place, pointer: bytes) -> Place:
+    """Where the store is that ``pointer``, the content of ``folder``'s file, stands for.
+
+    Raises:
+        UserError: it is gone, or another store is there.
+    """
+    said = json.loads(pointer)
+    url = place(said["url"])
+    if digest(url) != said["sha256"]:
+        raise UserError(
+            f"{folder}: the store at {url} is gone, or no longer the one that was collected; put it back, or "
+            "run `dvc repro --force collect`"
+        )
+    return url

@@ -19,6 +19,7 @@ from transcoders.distributed.ranks import Team
 from transcoders.errors import UserError
 from transcoders.files import replacing, write_json
 from transcoders.kernels import Backend, SparseLatents
+from transcoders.places import place, writing
 from transcoders.settings import Settings
 
 WEIGHTS = "transcoder.safetensors"
@@ -237,18 +238,23 @@ class Transcoder(nn.Module):
         return self.decode(self.encode(x), x).reshape(*x.shape[:-1], self.config.d_out)
 
     def save(self, folder: Path | str) -> None:
-        """Write ``transcoder.safetensors`` and ``config.json`` into ``folder``."""
-        folder = Path(folder)
+        """Write ``transcoder.safetensors`` and ``config.json`` into ``folder``, a local one or any that fsspec knows.
+
+        Raises:
+            UserError: the URL cannot be written to.
+        """
         tensors = {name: value.detach().contiguous().cpu() for name, value in self.state_dict().items()}
-        with replacing(folder / WEIGHTS) as temporary:
-            save_file(tensors, temporary)
-        write_json(folder / CONFIG, self.config.model_dump(mode="json"))
+        with writing(place(folder), last=CONFIG) as local:
+            with replacing(local / WEIGHTS) as temporary:
+                save_file(tensors, temporary)
+            write_json(local / CONFIG, self.config.model_dump(mode="json"))
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> Self:
-        """Load what ``save`` wrote, or a foreign transcoder: a local folder, or ``org/repo:folder`` on the Hub.
+        """Load what ``save`` wrote, or a foreign transcoder: a folder or URL, or ``org/repo:folder`` on the Hub.
 
-        Foreign ones (``transcoders.formats``) keep the dtype of their file, and their units are raw.
+        What is not here is downloaded into the user's cache. Foreign ones (``transcoders.formats``) keep the
+        dtype of their file, and their units are raw.
 
         Raises:
             UserError: the folder or a file is missing or damaged, or shapes disagree.

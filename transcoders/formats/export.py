@@ -16,9 +16,12 @@ from transcoders.files import replacing
 from transcoders.formats import circuit_tracer, saelens, sparsify
 from transcoders.formats.card import card
 from transcoders.formats.convert import Exported, Samples, as_thresholded, as_topk, folded
+from transcoders.places import Place, name_of, writing
 
 Target = Literal["saelens", "circuit-tracer", "sparsify", "hub"]
 TARGETS: tuple[Target, ...] = ("saelens", "circuit-tracer", "sparsify", "hub")
+README = "README.md"
+"""What makes a folder an export; written last."""
 CALIBRATION_TOKENS, TEST_TOKENS = 16_384, 16_384
 log = logging.getLogger(__name__)
 
@@ -32,8 +35,8 @@ class Trained(NamedTuple):
     metrics: Mapping[str, Any] | None
 
 
-def export(runs: list[Trained], target: Target, out: Path) -> None:
-    """Write ``runs`` (one, but for circuit-tracer) into the folder ``out``, whole or not at all.
+def export(runs: list[Trained], target: Target, out: Place) -> None:
+    """Write ``runs`` (one, but for circuit-tracer) into the folder ``out``, whole or (but at a URL) not at all.
 
     Raises:
         UserError: the target has no place for such a transcoder, or needs activations that are not there.
@@ -45,10 +48,11 @@ def export(runs: list[Trained], target: Target, out: Path) -> None:
     fidelity = {name: exported.fidelity for name, exported in done.items()}
     for name, facts in fidelity.items():
         log.info("%s to %s: %s", name, target, facts)
-    with replacing(out) as folder:
+    name = name_of(out)
+    with writing(out, last=README) as local, replacing(local) as folder:
         folder.mkdir(parents=True)
         if target == "circuit-tracer":
-            circuit_tracer.write(_by_layer(done), folder, {"scan": out.name, "fidelity": fidelity})
+            circuit_tracer.write(_by_layer(done), folder, {"scan": name, "fidelity": fidelity})
         else:
             [(name, exported)] = done.items()
             if target == "sparsify":
@@ -59,10 +63,10 @@ def export(runs: list[Trained], target: Target, out: Path) -> None:
             if target == "hub":
                 folded(runs[0].model).save(folder)
         described = card(
-            target, out.name, {run.name: run.model.config for run in runs}, fidelity,
+            target, name, {run.name: run.model.config for run in runs}, fidelity,
             {run.name: run.metrics for run in runs if run.metrics is not None},
         )  # fmt: skip
-        (folder / "README.md").write_text(described)
+        (folder / README).write_text(described)
 
 
 def _by_layer(done: Mapping[str, Exported]) -> dict[int, Transcoder]:

@@ -1,10 +1,11 @@
-"""Where a transcoder's files are: a local folder or file, or ``org/repo:folder`` on the Hugging Face Hub."""
+"""Where a transcoder's files are: a path, a URL, or ``org/repo:folder`` on the Hugging Face Hub."""
 
 import logging
 from pathlib import Path
 from typing import NamedTuple
 
 from transcoders.errors import UserError
+from transcoders.places import UnreachableError, fetched, place, shown
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +16,7 @@ FILES = (
 """All that is ever downloaded: no pickles."""
 
 
-class HubUnreachableError(UserError):
+class HubUnreachableError(UnreachableError):
     """The Hub gave no answer: nothing is wrong with the reference."""
 
 
@@ -30,12 +31,15 @@ class Source(NamedTuple):
 
 
 def locate(reference: str) -> Source:
-    """A local path, or files of a Hub repository, downloaded into the Hub's cache.
+    """A local path, or files of a URL or of a Hub repository, downloaded into a cache.
 
     Raises:
-        UserError: there is no such thing, or the user may not read it; HubUnreachableError: no connection.
+        UserError: there is no such thing, or the user may not read it; UnreachableError: no connection.
     """
-    local = Path(reference)
+    local = place(reference)
+    if isinstance(local, str):  # a set's layers are large: one of them must be named
+        found = fetched(local, [name for name in FILES if not name.startswith("layer_")])
+        return Source(shown(local), found, shown(local))
     if local.exists() or not is_hub_reference(reference):
         return Source(reference, local, str(local.resolve()))
     repo, _, folder = reference.partition(":")

@@ -1,6 +1,7 @@
 """Whose file is this? ``Transcoder.load`` asks here for everything that this project did not write."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -21,17 +22,26 @@ PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
 
 
 def read(reference: str, device: torch.device | str = "cpu") -> Transcoder:
-    """The transcoder at a local path or at ``org/repo:folder`` on the Hub.
+    """The transcoder at a local path, at a URL or at ``org/repo:folder`` on the Hub.
 
     Raises:
         UserError: nothing is there, or nothing that is known; see the readers for the rest.
     """
     source = locate(reference)
+    try:
+        return _read(source, device)
+    except UserError as error:
+        if "://" not in source.name or str(error).startswith(source.name):
+            raise
+        raise UserError(f"{source.name}, downloaded to {error}") from None
+
+
+def _read(source: Source, device: torch.device | str) -> Transcoder:
     path = source.folder
     if path.is_file():
         if path.suffix == ".safetensors" and (path.parent / circuit_tracer.CONFIG).is_file():
             return circuit_tracer.read(source, device)
-        source = source._replace(folder=path.parent, path=str(path.parent.resolve()))
+        source = source._replace(folder=path.parent, path=str(Path(source.path).parent))
     elif (path / WEIGHTS).is_file():
         return Transcoder.load(path, device)
     for name, reader in READERS.items():
