@@ -36,7 +36,7 @@ def test_the_delivered_parameters_are_valid():
         ({"train__d_hidden": "x8"}, r"train\.d_hidden"),
         ({"runs__layers": [3]}, r"runs\.layers: layer 3 is not in collect\.layers"),
         ({"runs__variants": ["tpok"]}, r"runs\.variants: 'tpok' is not defined"),
-        ({"collect__dtype": "int8"}, r"collect\.dtype: 'int8' is wrong"),
+        ({"collect__dtype": "int4"}, r"collect\.dtype: 'int4' is wrong"),
         ({"split__test": 0.9, "split__validation": 0.2}, r"together must be below 1"),
     ],
 )

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from transcoders.activations.store import CHUNK_ROWS, Store
+from transcoders.activations.store import ACTIVATIONS, CHUNK_ROWS, Store
 
 
 class Batch(NamedTuple):
@@ -34,6 +34,15 @@ def _chunks(store: Store) -> list[tuple[int, int]]:
     return [(s, min(s + CHUNK_ROWS, store.tokens)) for s in range(0, store.tokens, CHUNK_ROWS)]
 
 
+def _held(store: Store) -> tuple[str, ...]:
+    return ACTIVATIONS if store.holds_outputs else ACTIVATIONS[:1]
+
+
+def _with_outputs(store: Store, held: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """x and y of what the store holds, float32."""
+    return (held[0], held[1]) if store.holds_outputs else (held[0], store.recompute(held[0]))
+
+
 def ordered_batches(
     store: Store, documents: NDArray[np.bool_], limit: int, device: torch.device
 ) -> Iterator[LabelledBatch]:
@@ -48,9 +57,8 @@ def ordered_batches(
         if len(rows) == 0:
             continue
         left -= len(rows)
-        x, y = (
-            store.rows(name, start, stop)[torch.from_numpy(rows)].to(device).float() for name in ("mlp_in", "mlp_out")
-        )
+        held = [store.rows(name, start, stop)[torch.from_numpy(rows)].to(device).float() for name in _held(store)]
+        x, y = _with_outputs(store, held)
         yield LabelledBatch(x, y, owner[rows], store.labels("token", start, stop)[rows])
         if left == 0:
             return
@@ -59,8 +67,8 @@ def ordered_batches(
 class _Load(NamedTuple):
     """The part of the store that the buffer holds at a time, and the order to take it in."""
 
-    x: Tensor
-    y: Tensor
+    values: list[Tensor]
+    """x, and y where it is stored."""
     order: Tensor
 
 
@@ -104,17 +112,17 @@ class ShuffledReader:
         return [order[i : i + self._chunks_per_load] for i in range(0, len(order), self._chunks_per_load)]
 
     def _read(self, epoch: int, number: int, chunks: NDArray[np.int64]) -> _Load:
-        parts: dict[str, list[Tensor]] = {"mlp_in": [], "mlp_out": []}
+        parts: dict[str, list[Tensor]] = {name: [] for name in _held(self._store)}
         for index in chunks:
             start, stop = self._chunks[index]
             rows = torch.from_numpy(np.flatnonzero(self._documents[self._store.labels("document", start, stop)]))
             for name, part in parts.items():
                 part.append(self._store.rows(name, start, stop)[rows])
-        x, y = (torch.cat(part) for part in parts.values())
+        values = [torch.cat(part) for part in parts.values()]
         if self._device.type == "cuda":
-            x, y = x.pin_memory(), y.pin_memory()
+            values = [value.pin_memory() for value in values]
         rng = np.random.default_rng([self._seed, epoch, number])
-        return _Load(x, y, torch.from_numpy(rng.permutation(len(x))))
+        return _Load(values, torch.from_numpy(rng.permutation(len(values[0]))))
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
         """Batch number ``first`` (counted over epochs) and all after it."""
@@ -126,7 +134,7 @@ class ShuffledReader:
     def _batches(self, pool: ThreadPoolExecutor, epoch: int, skip: int) -> Iterator[Batch]:
         plan = self._plan(epoch, skip)
         upcoming = self._submit(pool, next(plan))
-        carried: list[tuple[Tensor, Tensor]] = []
+        carried: list[list[Tensor]] = []
         while True:
             start, last, future = upcoming
             began = time.perf_counter()
@@ -134,14 +142,15 @@ class ShuffledReader:
             self.seconds_waited += time.perf_counter() - began
             upcoming = self._submit(pool, next(plan))
             while start < len(load.order):
-                missing = self.batch_size - sum(len(x) for x, _ in carried)
+                missing = self.batch_size - sum(len(values[0]) for values in carried)
                 rows = load.order[start : start + missing]
                 start += len(rows)
-                carried.append((load.x[rows], load.y[rows]))
+                carried.append([value[rows] for value in load.values])
                 if len(rows) == missing:
-                    x, y = (torch.cat(part) for part in zip(*carried, strict=True))
+                    held = [self._place(torch.cat(part)[self._own]) for part in zip(*carried, strict=True)]
                     carried = []
-                    yield Batch(self._place(x[self._own]), self._place(y[self._own]))
+                    # y is recomputed here, not in the reading thread, where a step's matmul precision could reach it.
+                    yield Batch(*_with_outputs(self._store, held))
             if last:
                 carried = []
 
