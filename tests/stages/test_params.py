@@ -37,6 +37,8 @@ def test_the_delivered_parameters_are_valid():
         ({"runs__layers": [3]}, r"runs\.layers: layer 3 is not in collect\.layers"),
         ({"runs__variants": ["tpok"]}, r"runs\.variants: 'tpok' is not defined"),
         ({"collect__dtype": "int4"}, r"collect\.dtype: 'int4' is wrong"),
+        ({"collect__codec": "gzip"}, r"collect\.codec: 'gzip' is wrong.*'zstd' or 'blosc-lz4'"),
+        ({"collect__outputs": "none"}, r"collect\.outputs: 'none' is wrong.*'stored' or 'recomputed'"),
         ({"split__test": 0.9, "split__validation": 0.2}, r"together must be below 1"),
     ],
 )
