@@ -83,8 +83,8 @@ def _collect(
     settings = params.collect
     bridge = load_bridge(MODEL, local_device(params.device))
     taps = [resolve_tap(bridge, layer, settings.hooks) for layer in work]
-    for tap in taps if settings.outputs == "recomputed" else ():
-        load_mlp(MODEL, tap.hf_hook_out, torch.device("cpu"))  # so that what cannot be read is told now
+    if settings.outputs == "recomputed":
+        load_mlp(MODEL, taps[0].hf_hook_out, torch.device("cpu"))  # so that what cannot be had is told now
     attributes = [
         {
             "layer": tap.layer,

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from transcoders.activations.store import ACTIVATIONS, CHUNK_ROWS, Store
+from transcoders.activations.store import CHUNK_ROWS, Store
 
 
 class Batch(NamedTuple):
@@ -34,13 +34,10 @@ def _chunks(store: Store) -> list[tuple[int, int]]:
     return [(s, min(s + CHUNK_ROWS, store.tokens)) for s in range(0, store.tokens, CHUNK_ROWS)]
 
 
-def _held(store: Store) -> tuple[str, ...]:
-    return ACTIVATIONS if store.holds_outputs else ACTIVATIONS[:1]
-
-
 def _with_outputs(store: Store, held: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """x and y of what the store holds, float32."""
-    return (held[0], held[1]) if store.holds_outputs else (held[0], store.recompute(held[0]))
+    """x and y, of which ``store.held`` are given."""
+    x, *rest = held
+    return x, rest[0] if rest else store.recompute(x)
 
 
 def ordered_batches(
@@ -57,7 +54,7 @@ def ordered_batches(
         if len(rows) == 0:
             continue
         left -= len(rows)
-        held = [store.rows(name, start, stop)[torch.from_numpy(rows)].to(device).float() for name in _held(store)]
+        held = [store.rows(name, start, stop)[torch.from_numpy(rows)].to(device).float() for name in store.held]
         x, y = _with_outputs(store, held)
         yield LabelledBatch(x, y, owner[rows], store.labels("token", start, stop)[rows])
         if left == 0:
@@ -112,7 +109,7 @@ class ShuffledReader:
         return [order[i : i + self._chunks_per_load] for i in range(0, len(order), self._chunks_per_load)]
 
     def _read(self, epoch: int, number: int, chunks: NDArray[np.int64]) -> _Load:
-        parts: dict[str, list[Tensor]] = {name: [] for name in _held(self._store)}
+        parts: dict[str, list[Tensor]] = {name: [] for name in self._store.held}
         for index in chunks:
             start, stop = self._chunks[index]
             rows = torch.from_numpy(np.flatnonzero(self._documents[self._store.labels("document", start, stop)]))

@@ -20,7 +20,7 @@ def open_store(path: Path, model: Path, device: torch.device) -> Store:
         UserError: the store or the model is missing or damaged, or the model is another one.
     """
     store = Store(path)
-    if not store.holds_outputs:
+    if "mlp_out" not in store.held:
         from transcoders.base_model import PROVENANCE, model_hash  # seconds, which only this case must wait for
 
         if not (model / PROVENANCE).is_file():

@@ -130,14 +130,16 @@ def finish(path: Path, rows: int, attributes: dict[str, Any]) -> None:
 class Store:
     """A complete store, opened for reading."""
 
-    def __init__(self, path: Path, mlp: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Open the store at ``path``; ``mlp`` maps x to y where y is not stored (`recompute.open_store`).
+    mlp: Callable[[Tensor], Tensor] | None = None
+    """Maps x to y where y is not stored; `recompute.open_store` sets it."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the store at ``path``.
 
         Raises:
             UserError: it is missing, unfinished, of another kind, or truncated.
         """
         self.path = path
-        self.mlp = mlp
         remedy = "remove it and run `dvc repro collect`"
         try:
             root = zarr.open_group(path, mode="r")
@@ -146,9 +148,8 @@ class Store:
         except (ValueError, KeyError, OSError) as error:
             raise UserError(f"{path}: not a readable zarr group ({error}); {remedy}") from error
         self.attributes: dict[str, Any] = dict(root.attrs)
-        self.holds_outputs = self.attributes.get("outputs") != "recomputed"
-        outputs = "stored" if self.holds_outputs else "recomputed"
-        self._names = array_names(self.attributes.get("dtype", ""), outputs)
+        self._names = array_names(self.attributes.get("dtype", ""), self.attributes.get("outputs", "stored"))
+        self.held = tuple(name for name in ACTIVATIONS if name in self._names)
         missing = [name for name in self._names if name not in root]
         if self.attributes.get("schema") != SCHEMA or missing:
             raise UserError(
@@ -196,7 +197,7 @@ class Store:
 
     def rows(self, name: str, start: int, stop: int) -> Float[Tensor, "tokens d"]:
         """``mlp_in`` or ``mlp_out`` of rows [start, stop), in the stored dtype; float32 of int8 and recomputed ones."""
-        if name == "mlp_out" and not self.holds_outputs:
+        if name not in self.held:
             return self.recompute(self.rows("mlp_in", start, stop))
         parts = [part for part in (name, name + SCALE) if part in self._names]
         return from_storage(name, {part: np.asarray(self._array(part)[start:stop]) for part in parts})
