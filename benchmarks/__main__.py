@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import collect, hierarchy, quality, shuffle, step, together
+from benchmarks import collect, hierarchy, quality, shuffle, step, stores, together
 from benchmarks.contenders import Size
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -27,6 +27,10 @@ HEADERS = {
     "quality": "way | FVU, seed 0 | seed 1 | seed 2 | mean | dead",
     "shuffle": "tokens in the buffer | same-document pairs in a batch, ideal shuffle = 1 | tokens/s",
     "together": "F | one by one (tokens/s) | together (tokens/s) | together / one by one",
+    "stores": (
+        "collect.dtype, codec, outputs | bytes per token | of float16 | write (tokens/s) | write (MB/s)"
+        " | disk alone (MB/s) | read (tokens/s) | read (MB/s) | disk alone (MB/s) | FVU"
+    ),
     "collect": "contexts, length | ours (tokens/s) | plain modules (tokens/s) | ours / plain",
     "hierarchy": "training | parents found | children found | parents in the first prefix | absorbed",
 }
@@ -70,6 +74,8 @@ def run(device: torch.device, args: argparse.Namespace) -> dict[str, list[str]]:
             rows["recall"] = [step.recall(step.SIZES[0], device), trained]
     if "collect" in wanted and (args.data / "model").is_dir():
         rows["collect"] = collect.run(args.data / "model", min(args.rounds, 5), device)
+    if "stores" in wanted and (args.data / "model").is_dir():
+        rows["stores"] = stores.run(args.data / "model", device)
     if "hierarchy" in wanted:
         rows["hierarchy"] = hierarchy.run()
     return rows

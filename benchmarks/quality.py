@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks.contenders import has_sparsify
 from transcoders import kernels
 from transcoders.activations.reader import Batch, ShuffledReader, ordered_batches
+from transcoders.activations.recompute import open_store
 from transcoders.activations.settings import SplitSettings
 from transcoders.activations.split import PARTS, documents_of, split_documents
 from transcoders.activations.store import Store
@@ -24,11 +25,11 @@ from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
 from transcoders.evaluation.predictors import transcoder_predictor
 from transcoders.evaluation.reconstruction import Prediction, Predictor, reconstruction
 from transcoders.evaluation.settings import EvaluateSettings
+from transcoders.training import together
 from transcoders.training.initialise import Statistics, measure, sample_of
 from transcoders.training.loop import Start, Trainer
 from transcoders.training.schedule import learning_rate
 from transcoders.training.settings import TrainSettings, VariantSettings
-from transcoders.training.together import train
 
 log = logging.getLogger(__name__)
 SEEDS = 3
@@ -53,10 +54,15 @@ def open_task(data: Path, tokens: int, device: torch.device) -> Task | None:
     if not stores:
         log.warning("%s holds no activations: run the pipeline first, or name its folder with --data", data)
         return None
-    store = Store(stores[-1])
+    store = open_store(stores[-1], data / "model", device)
     store.tokens = min(tokens, store.tokens)
     split = split_documents(pd.read_parquet(data / "documents.parquet"), SplitSettings())
     documents = {part: documents_of(split, part) for part in PARTS}
+    return task_of(store, documents, device)
+
+
+def task_of(store: Store, documents: dict[str, NDArray[np.bool_]], device: torch.device) -> Task:
+    """With the statistics of the training documents."""
     train = list(ordered_batches(store, documents["train"], 200_000, torch.device("cpu")))
     return Task(store, documents, measure(train), sample_of(train), device)
 
@@ -74,13 +80,13 @@ def run(task: Task, epochs: int, seeds: int = SEEDS) -> tuple[list[str], str]:
         found = []
         for seed in range(seeds):
             settings = TrainSettings(d_hidden=D_HIDDEN, k=K, epochs=epochs, precision="bf16", **changes)
-            model = _train(task, settings, variant, seed)
-            found.append(_error(task, transcoder_predictor(model)))
+            model = train(task, settings, variant, seed)
+            found.append(error(task, transcoder_predictor(model)))
         if name == "ours":
             recalls = _recall(model, task)
         rows.append(_row(name, found))
     if has_sparsify():
-        rows.append(_row("sparsify", [_error(task, _sparsify(task, epochs, seed)) for seed in range(seeds)]))
+        rows.append(_row("sparsify", [error(task, _sparsify(task, epochs, seed)) for seed in range(seeds)]))
     return rows, recalls
 
 
@@ -91,10 +97,10 @@ def _reader(task: Task, batch_size: int, seed: int) -> ShuffledReader:
     )  # fmt: skip
 
 
-def _train(task: Task, settings: TrainSettings, variant: VariantSettings, seed: int) -> Transcoder:
+def train(task: Task, settings: TrainSettings, variant: VariantSettings, seed: int) -> Transcoder:
     with TemporaryDirectory() as folder:
         trainer = trainer_of(task, settings, variant, seed, Path(folder) / "c")
-        train([trainer])
+        together.train([trainer])
     return trainer.model.requires_grad_(False)
 
 
@@ -149,7 +155,9 @@ def _sparsify(task: Task, epochs: int, seed: int) -> Predictor:
     return predict
 
 
-def _error(task: Task, predict: Predictor) -> tuple[float, float]:
+def error(task: Task, predict: Predictor) -> tuple[float, float]:
+    """FVU and share of dead latents on the test documents."""
+
     def batches() -> Iterator[Any]:
         return ordered_batches(task.store, task.documents["test"], 10**9, task.device)
 

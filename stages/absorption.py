@@ -44,7 +44,7 @@ def words(layer: int) -> None:
     """data/model -> data/words/layer_<layer>.safetensors."""
     params = load_params()
     device = resolve_device(params.device)
-    inputs = open_inputs(layer)
+    inputs = open_inputs(layer, device)
     task = read_words(load_bridge(MODEL, device), tap_of(inputs), load_tokenizer(MODEL), params.absorption)
     save_task(words_file(layer), task, fit_probes(task))
 
@@ -72,7 +72,7 @@ def run(which: Run) -> None:
     """models/<run>/, words and test documents -> metrics/absorption/<run>.json, data/absorption/<run>.csv."""
     params = load_params()
     device = resolve_device(params.device)
-    inputs = open_inputs(which.layer)
+    inputs = open_inputs(which.layer, device)
     dictionary = dictionary_of(Transcoder.load(which.folder, device))
     task, probes = load_task(words_file(which.layer))
     found = _if_letters(lambda: absorption(dictionary, task, probes, params.absorption, params.evaluate))

@@ -79,7 +79,7 @@ def run(seed: int) -> None:
 
 def _losses(params: Params, layout: Layout, transcoders: Transcoders) -> dict[str, float]:
     """The loss of the model with every MLP replaced, on test documents."""
-    inputs = {layer: open_inputs(layer) for layer in transcoders}
+    inputs = {layer: open_inputs(layer, layout.device) for layer in transcoders}
     means = {n: torch.tensor(i.store.attributes["mlp_out_mean"], dtype=torch.float32) for n, i in inputs.items()}
     test = next(iter(inputs.values())).documents["test"]
     contexts = pd.read_parquet(CONTEXTS)

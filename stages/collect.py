@@ -17,6 +17,7 @@ from stages.entry import entry
 from stages.params import Params, load_params
 from transcoders.activations.capture import collect, layer_fingerprint, publish
 from transcoders.activations.contexts import PAD, Contexts, make_contexts
+from transcoders.activations.recompute import load_mlp
 from transcoders.activations.settings import CollectSettings
 from transcoders.activations.shards import collect_shards
 from transcoders.activations.store import Store, notes_folder, point
@@ -93,6 +94,8 @@ def _collect(
     settings = params.collect
     bridge = load_bridge(MODEL, local_device(params.device))
     taps = [resolve_tap(bridge, layer, settings.hooks) for layer in stores]
+    if settings.outputs == "recomputed":
+        load_mlp(MODEL, taps[0].hf_hook_out, torch.device("cpu"))  # so that what cannot be had is told now
     attributes = [
         {
             "layer": tap.layer,

@@ -111,8 +111,8 @@ def _run_row(which: Run) -> dict[str, Any]:
 
 def _beside(params: Params, layer: int, bridge: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What stands beside the runs, under the same evaluation: baselines, and pruned plain dictionaries."""
-    inputs = open_inputs(layer)
     device = resolve_device(params.device)
+    inputs = open_inputs(layer, device)
     train = list(ordered_batches(inputs.store, inputs.documents["train"], MOMENT_TOKENS, device))
     m = moments(train)
     k, size = params.train.k, params.train.d_hidden

@@ -25,7 +25,7 @@ def run(which: Run) -> None:
     """models/<run>/ and test documents -> metrics/evaluate/<run>.json and tables in data/."""
     params = load_params()
     device = resolve_device(params.device)
-    inputs = open_inputs(which.layer)
+    inputs = open_inputs(which.layer, device)
     model = Transcoder.load(which.folder, device)
     held_out = open_held_out(inputs, params.evaluate, model.config.output_scale, device)
     sizes = model.config.prefixes or (model.config.d_hidden,)

@@ -44,7 +44,7 @@ def run(which: Run) -> None:
     settings = params.features
     endpoint = _endpoint(settings.describe)
     device = resolve_device(params.device)
-    inputs = open_inputs(which.layer)
+    inputs = open_inputs(which.layer, device)
     weights = _hash(which.folder)
     model = Transcoder.load(which.folder, device)
     found = find(model, inputs, settings, endpoint)

@@ -80,7 +80,8 @@ def _evaluate(params: Params, reference: str, model: Any, layer: int) -> dict[st
     from transcoders.formats.fit import fitted
     from transcoders.training.initialise import measure
 
-    inputs, device = open_inputs(layer), resolve_device(params.device)
+    device = resolve_device(params.device)
+    inputs = open_inputs(layer, device)
     model = fitted(model, reference, inputs.store.attributes)
     train = list(ordered_batches(inputs.store, inputs.documents["train"], MOMENT_TOKENS, device))
     held_out = open_held_out(inputs, params.evaluate, measure(train).y_scale, device)

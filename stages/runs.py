@@ -6,13 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
+from transcoders.activations.recompute import open_store
 from transcoders.activations.split import PARTS, documents_of
 from transcoders.activations.store import Store
 from transcoders.files import sha256_of
 
 SPLIT = Path("data/split.parquet")
+MODEL = Path("data/model")
 
 
 class Run(NamedTuple):
@@ -52,11 +55,11 @@ def parse_run(description: str | None) -> Run:
     return Run(arguments.variant, arguments.layer, arguments.seed)
 
 
-def open_inputs(layer: int) -> Inputs:
-    """The activation store of ``layer`` and the split."""
+def open_inputs(layer: int, device: torch.device) -> Inputs:
+    """The activation store of ``layer``, which recomputes what it lacks on ``device``, and the split."""
     split = pd.read_parquet(SPLIT)
     return Inputs(
-        Store(Path(f"data/activations/layer_{layer}.zarr")),
+        open_store(Path(f"data/activations/layer_{layer}.zarr"), MODEL, device),
         {part: documents_of(split, part) for part in PARTS},
         sha256_of(SPLIT)[:16],
     )

@@ -34,7 +34,7 @@ STATISTICS_TOKENS = 1_000_000
 VALIDATION_TOKENS = 16_384
 TRAINING_CODE = tuple(
     f"transcoders.{name}"
-    for name in ("activations.reader", "devices", "dictionary.", "distributed.", "kernels.", "training.")
+    for name in ("activations.", "devices", "dictionary.", "distributed.", "kernels.", "training.")
 )
 
 
@@ -49,7 +49,7 @@ def run(which: Run) -> None:
 def _run(params: Params, which: Run, device: torch.device, ranks: Ranks) -> None:
     if which.variant not in params.variants:
         raise UserError(f"variant {which.variant!r} is not defined under variants in params.yaml")
-    inputs = open_inputs(which.layer)
+    inputs = open_inputs(which.layer, device)
     torch.use_deterministic_algorithms(True)
     runs = [which]
     if params.distributed.together:

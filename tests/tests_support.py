@@ -15,14 +15,18 @@ from transcoders.places import Place
 
 
 def make_store(
-    path: Place, x: Tensor, y: Tensor, *, dtype: str = "float32", documents: np.ndarray | None = None
-) -> Place:
+    path: Place, x: Tensor, y: Tensor, *, dtype: str = "float32", documents: np.ndarray | None = None,
+    codec: str | None = None, outputs: str = "stored",
+) -> Place:  # fmt: skip
     """A complete store of the rows of ``x`` and ``y``; token ids are the row numbers."""
     rows, d_model = x.shape
-    store.create(path, d_model, dtype, rows, {})
+    store.create(path, d_model, dtype, rows, {}, codec=codec, outputs=outputs)
     group = store.opened(path)
-    group["mlp_in"][:] = store.to_storage(x, dtype, "x")
-    group["mlp_out"][:] = store.to_storage(y, dtype, "y")
+    arrays = store.to_storage("mlp_in", x, dtype, "a test")
+    if outputs == "stored":
+        arrays |= store.to_storage("mlp_out", y, dtype, "a test")
+    for name, values in arrays.items():
+        group[name][:] = values
     group["token"][:] = np.arange(rows)
     group["document"][:] = np.zeros(rows) if documents is None else documents
     group["position"][:] = np.arange(rows)

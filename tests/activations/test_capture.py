@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from transcoders.activations import capture, store
 from transcoders.activations.capture import collect, layer_fingerprint
 from transcoders.activations.contexts import PAD, make_contexts
+from transcoders.activations.recompute import load_mlp
 from transcoders.activations.settings import CollectSettings, HookSettings, TextSettings
 from transcoders.activations.store import Store
 from transcoders.activations.taps import resolve_tap
@@ -85,6 +86,18 @@ def test_statistics_are_those_of_the_stored_values(stores):
     x = stores[0].rows("mlp_in", 0, 1500).double()
     assert stores[0].attributes["mlp_in_mean"] == pytest.approx(x.mean(0).tolist())
     assert stores[0].attributes["mlp_in_mean_square"] == pytest.approx(float(x.square().sum(1).mean()))
+
+
+def test_recomputed_outputs_are_the_stored_ones_to_rounding(stores, bridge, tokenizer, contexts, tmp_path, gemma):
+    found = run(bridge, tokenizer, contexts, tmp_path / "alone", outputs="recomputed")
+    for alone, both, layer in zip(found, stores, LAYERS, strict=True):
+        assert not (alone.path / "mlp_out").exists()
+        assert torch.equal(alone.rows("mlp_in", 0, 1500), both.rows("mlp_in", 0, 1500))
+        alone.mlp = load_mlp(gemma, resolve_tap(bridge, layer, HookSettings()).hf_hook_out, torch.device("cpu"))
+        y, stored = alone.rows("mlp_out", 0, 1500), both.rows("mlp_out", 0, 1500).float()
+        assert float((y - stored).norm() / stored.norm()) < 2**-11, "float16 keeps 11 bits"
+        for name in ("mlp_out_mean", "mlp_out_mean_square"):
+            assert alone.attributes[name] == pytest.approx(both.attributes[name], rel=1e-3, abs=1e-3)
 
 
 class CrashError(Exception):

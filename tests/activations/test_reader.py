@@ -8,6 +8,7 @@ from tests_support import make_store
 from transcoders.activations import reader as reader_module
 from transcoders.activations.reader import ShuffledReader, ordered_batches
 from transcoders.activations.store import Store
+from transcoders.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -58,6 +59,26 @@ def test_starting_in_the_middle_gives_what_would_have_come(opened, first, batch_
     _, whole = read(opened, chosen, first + 3, **kwargs)
     _, tail = read(opened, chosen, 3, first=first, **kwargs)
     assert all(torch.equal(a, b) for a, b in zip(whole[first:], tail, strict=True))
+
+
+def test_recomputed_outputs_are_those_that_would_have_been_stored(tmp_path):
+    x = torch.randn(9000, 4)
+    both = Store(make_store(tmp_path / "both.zarr", x, -x))
+    alone = Store(make_store(tmp_path / "alone.zarr", x, x, outputs="recomputed"))
+    alone.mlp = torch.neg
+    assert torch.equal(alone.rows("mlp_out", 10, 5000), both.rows("mlp_out", 10, 5000))
+    everything = np.ones(1, dtype=bool)
+    for a, b in zip(read(both, everything, 40, first=7)[1], read(alone, everything, 40, first=7)[1], strict=True):
+        assert torch.equal(a, b)  # and `read` compares y with x
+    for a, b in zip(*(ordered_batches(s, everything, 9000, CPU) for s in (both, alone)), strict=True):
+        assert torch.equal(a.x, b.x)
+        assert torch.equal(a.y, b.y)
+
+
+def test_a_store_of_x_alone_says_what_y_needs(tmp_path):
+    alone = Store(make_store(tmp_path / "alone.zarr", torch.randn(9, 4), torch.randn(9, 4), outputs="recomputed"))
+    with pytest.raises(UserError, match=r"alone\.zarr: holds x alone \(collect\.outputs: recomputed\), and y needs"):
+        read(alone, np.ones(1, dtype=bool), 1, batch_size=3)
 
 
 def test_rows_of_a_batch_come_from_all_over_the_buffer(opened):

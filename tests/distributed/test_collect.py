@@ -15,7 +15,7 @@ from transcoders.activations.shards import DONE
 from transcoders.activations.store import Store
 from transcoders.base_model import load_bridge
 
-JOBS = {"all": {}, "short": {"max_norm": 1.5, "dtype": "bfloat16"}}
+JOBS = {"all": {}, "short": {"max_norm": 1.5, "dtype": "int8", "codec": "zstd", "outputs": "recomputed"}}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def collected(model, tmp_path_factory):
 
 
 def shard_files(folder, marks):
-    return [folder / mark.parents[1].name / "mlp_out" / "c" / mark.stem / "0" for mark in marks if mark.stem.isdigit()]
+    return [folder / mark.parents[1].name / "mlp_in" / "c" / mark.stem / "0" for mark in marks if mark.stem.isdigit()]
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -57,6 +57,7 @@ def test_the_stores_have_the_bytes_of_one_process(collected, name):
     for layer in LAYERS:
         found = Store(many / f"{layer}.zarr")
         assert found.tokens > 1000
+        assert ("mlp_out" in found.held) == (name == "all")
         assert (found.attributes["left_out"] > 0) == (name == "short")
         assert not (found.path / DONE).exists()
 

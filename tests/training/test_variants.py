@@ -75,7 +75,7 @@ def test_micro_batches_give_the_gradients_of_the_batch(planted, tmp_path, name):
     x, y = planted.rows("mlp_in", 0, 200), planted.rows("mlp_out", 0, 200)
     gradients = []
     for size in (None, 66):
-        t = trainer(planted, tmp_path / "c", VARIANTS[name], micro_batch_size=size)
+        t = trainer(planted, tmp_path / "c", VARIANTS[name], micro_batch_size=size, aux_every=4)
         t._initialise()
         dead = torch.arange(5)
         t.model.b_enc.data[:5] = -1000.0

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,13 +84,28 @@ def kept(tap: Tap, caught: dict[str, Tensor], labels: dict[str, Tensor], limits:
 
 
 def stored_arrays(rows: Activations, settings: CollectSettings, tap: Tap) -> dict[str, np.ndarray]:
-    """What the store holds of ``rows``, by array."""
+    """What the store holds of ``rows``, and y, by array."""
     where = f"layer {tap.layer}"
     return {
-        "mlp_in": store.to_storage(rows.x, settings.dtype, f"mlp_in of {where}"),
-        "mlp_out": store.to_storage(rows.y, settings.dtype, f"mlp_out of {where}"),
+        **store.to_storage("mlp_in", rows.x, settings.dtype, where),
+        # What is not stored is here for its statistics, and nothing rounds it.
+        **store.to_storage("mlp_out", rows.y, settings.dtype if settings.outputs == "stored" else "float32", where),
         **{name: rows.labels[name].numpy().astype(np.int32) for name in store.LABELS},
     }
+
+
+def write_rows(root: zarr.Group, start: int, arrays: dict[str, np.ndarray]) -> None:
+    """Into the arrays of the store ``root``, from row ``start`` on."""
+    for name, values in arrays.items():
+        if name in root:
+            array = root[name]
+            assert isinstance(array, zarr.Array)
+            array[start : start + len(values)] = values
+
+
+def create_store(path: Place, settings: CollectSettings, d_model: int, rows: int) -> None:
+    """An empty store of the kind that ``settings`` ask for."""
+    store.create(path, d_model, settings.dtype, rows, {}, codec=settings.codec, outputs=settings.outputs)
 
 
 class LayerWriter:
@@ -100,19 +116,24 @@ class LayerWriter:
         self.d_model, self.capacity = d_model, rows
         self._progress = store.notes_folder(path).with_suffix(".json")
         state: dict[str, Any] = {"rows": 0, "batch": 0, "rows_before": 0, "limits": None, "left_out": 0}
+        state["moments"] = {name: [] for name in store.ACTIVATIONS}
         if self._progress.is_file() and store.is_begun(path):
             state = json.loads(self._progress.read_text())
             log.info("layer %d: continuing after %d stored tokens", tap.layer, state["rows"])
         else:
             self._progress.unlink(missing_ok=True)
-            store.create(path, d_model, settings.dtype, rows, {})
+            create_store(path, settings, d_model, rows)
         self.first_batch: int = state["batch"]
         self._skip: int = state["rows"] - state["rows_before"]
         self._seen: int = state["rows_before"]
         self.limits: list[float] | None = state["limits"]
         self.left_out: int = state["left_out"]
         self.written: int = state["rows"]
-        self._pending: dict[str, list[np.ndarray]] = {n: [] for n in (*store.ACTIVATIONS, *store.LABELS)}
+        self._moments = {
+            name: [Moments(torch.tensor(total, dtype=torch.double), square) for total, square in chunks]
+            for name, chunks in state["moments"].items()
+        }
+        self._pending: dict[str, list[np.ndarray]] = {}
         self._pending_rows = 0
         self._root = store.opened(path)
 
@@ -132,7 +153,7 @@ class LayerWriter:
         self._seen += len(arrays["token"])
         self.left_out += rows.norms_left_out
         for name, values in arrays.items():
-            self._pending[name].append(values[skip:])
+            self._pending.setdefault(name, []).append(values[skip:])
         self._pending_rows += len(arrays["token"]) - skip
         if self._pending_rows < store.SHARD_ROWS:
             return None
@@ -149,12 +170,12 @@ class LayerWriter:
 
     def _write(self, start: int, shard: dict[str, np.ndarray], progress: dict[str, Any] | None) -> None:
         with told(self.path):
-            for name, values in shard.items():
-                array = self._root[name]
-                assert isinstance(array, zarr.Array)
-                array[start : start + len(values)] = values
+            write_rows(self._root, start, shard)
+        for name in store.ACTIVATIONS:
+            self._moments[name] = [summed([*self._moments[name], *chunk_moments(name, shard)])]
         if progress is not None:
-            write_json(self._progress, progress)
+            moments = {name: [(m.total.tolist(), m.square) for m in chunks] for name, chunks in self._moments.items()}
+            write_json(self._progress, {**progress, "moments": moments})
 
     def close(self, attributes: dict[str, Any]) -> None:
         """Write what is left, the per-array statistics and, last, the mark of completeness."""
@@ -162,45 +183,39 @@ class LayerWriter:
         if self._pending_rows:
             self._write(self.written, rest, None)
         rows = self.written + self._pending_rows
-        with told(self.path):
-            statistics = _statistics(self._root, rows, self.settings.dtype)
-        store.finish(self.path, rows, {**attributes, **statistics, "left_out": self.left_out})
+        for name, found in self._moments.items():
+            attributes |= statistics(name, found, rows)
+        store.finish(self.path, rows, {**attributes, "left_out": self.left_out})
         self._progress.unlink(missing_ok=True)
 
 
 class Moments(NamedTuple):
-    """Of one chunk of an array: exact sums of its rows and of its squares."""
+    """Of one chunk of an array, or of several: sums, in double, of its rows and of its squares."""
 
     total: Float[Tensor, "d"]
     square: float
 
 
-def moments(values: np.ndarray, dtype: str) -> Moments:
-    """Of a chunk as it is stored."""
-    tensor = torch.from_numpy(values)
-    exact = (tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor).double()
-    return Moments(exact.sum(0), float(exact.square().sum()))
+def chunk_moments(name: str, arrays: dict[str, np.ndarray]) -> list[Moments]:
+    """Of array ``name``, chunk by chunk, as it will be read."""
+    parts = [part for part in (name, name + store.SCALE) if part in arrays]
+    found = []
+    for start in range(0, len(arrays[name]), store.CHUNK_ROWS):
+        chunk = {part: arrays[part][start : start + store.CHUNK_ROWS] for part in parts}
+        exact = store.from_storage(name, chunk).double()
+        found.append(Moments(exact.sum(0), float(exact.square().sum())))
+    return found
+
+
+def summed(chunks: Iterable[Moments]) -> Moments:
+    """Of all ``chunks``, added in order."""
+    return reduce(lambda a, b: Moments(a.total + b.total, a.square + b.square), chunks)
 
 
 def statistics(name: str, chunks: Iterable[Moments], rows: int) -> dict[str, Any]:
     """The attributes of array ``name``, from its chunks in order."""
-    total, square = None, 0.0
-    for chunk in chunks:
-        total = chunk.total.clone() if total is None else total.add_(chunk.total)
-        square += chunk.square
-    assert total is not None
+    total, square = summed(chunks)
     return {f"{name}_mean": (total / rows).tolist(), f"{name}_mean_square": square / rows}
-
-
-def _statistics(root: zarr.Group, rows: int, dtype: str) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name in store.ACTIVATIONS:
-        array = root[name]
-        assert isinstance(array, zarr.Array)
-        starts = range(0, rows, store.CHUNK_ROWS)
-        chunks = (moments(np.asarray(array[start : min(start + store.CHUNK_ROWS, rows)]), dtype) for start in starts)
-        result |= statistics(name, chunks, rows)
-    return result
 
 
 @torch.inference_mode()
@@ -224,7 +239,7 @@ def collect(
     d_model = int(bridge.cfg.d_model)
     capacity = int((contexts.tokens != PAD).sum()) - len(contexts.tokens)
     device = next(bridge.original_model.parameters()).device
-    check_disk(paths, len(paths) * capacity * 2 * d_model * (4 if settings.dtype == "float32" else 2))
+    check_disk(paths, settings, d_model, capacity)
     writers = [LayerWriter(path, tap, settings, d_model, capacity) for path, tap in zip(paths, layer_taps, strict=True)]
     plan = batches(contexts, settings.batch_size)
     first = min(writer.first_batch for writer in writers)
@@ -273,16 +288,19 @@ def batch_labels(contexts: Contexts, rows: np.ndarray, special: Tensor) -> dict[
     }
 
 
-def check_disk(paths: Sequence[Place], needed: int) -> None:
-    if not isinstance(paths[0], Path):
+def check_disk(paths: Sequence[Place], settings: CollectSettings, d_model: int, rows: int) -> None:
+    """Whether ``paths`` fit, if the codec gains nothing; nobody says so of a URL."""
+    if not paths or not isinstance(paths[0], Path):
         return
     folder = paths[0].parent
+    needed = len(paths) * rows * store.bytes_per_token(d_model, settings.dtype, settings.outputs)
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
             f"collect.tokens: the stores need {needed / 1e9:.2f} GB, but the disk of {folder} has "
-            f"{free / 1e9:.2f} GB left; free some, lower collect.tokens, or set XDG_CACHE_HOME"
+            f"{free / 1e9:.2f} GB left; free some, lower collect.tokens, set collect.outputs: recomputed or "
+            "collect.dtype: int8, or set XDG_CACHE_HOME"
         )
 
 

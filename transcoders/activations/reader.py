@@ -40,6 +40,12 @@ def _counts(store: Store, documents: NDArray[np.bool_], start: int) -> NDArray[n
     return np.add.reduceat(documents[owner].astype(np.int64), np.arange(0, len(owner), CHUNK_ROWS))
 
 
+def _with_outputs(store: Store, held: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """x and y, of which ``store.held`` are given."""
+    x, *rest = held
+    return x, rest[0] if rest else store.recompute(x)
+
+
 def ordered_batches(
     store: Store, documents: NDArray[np.bool_], limit: int, device: torch.device
 ) -> Iterator[LabelledBatch]:
@@ -54,9 +60,8 @@ def ordered_batches(
         if len(rows) == 0:
             continue
         left -= len(rows)
-        x, y = (
-            store.rows(name, start, stop)[torch.from_numpy(rows)].to(device).float() for name in ("mlp_in", "mlp_out")
-        )
+        held = [store.rows(name, start, stop)[torch.from_numpy(rows)].to(device).float() for name in store.held]
+        x, y = _with_outputs(store, held)
         yield LabelledBatch(x, y, owner[rows], store.labels("token", start, stop)[rows])
         if left == 0:
             return
@@ -65,8 +70,8 @@ def ordered_batches(
 class _Load(NamedTuple):
     """The part of the store that the buffer holds at a time, and the order to take it in."""
 
-    x: Tensor
-    y: Tensor
+    values: list[Tensor]
+    """x, and y where it is stored."""
     order: Tensor
 
 
@@ -111,16 +116,16 @@ class ShuffledReader:
 
     def _read(self, epoch: int, number: int, chunks: NDArray[np.int64]) -> _Load:
         with ThreadPoolExecutor(self._store.requests) as pool:
-            x, y = (torch.cat(parts) for parts in zip(*pool.map(self._chosen_rows, chunks), strict=True))
+            values = [torch.cat(parts) for parts in zip(*pool.map(self._chosen_rows, chunks), strict=True)]
         if self._device.type == "cuda":
-            x, y = x.pin_memory(), y.pin_memory()
+            values = [value.pin_memory() for value in values]
         rng = np.random.default_rng([self._seed, epoch, number])
-        return _Load(x, y, torch.from_numpy(rng.permutation(len(x))))
+        return _Load(values, torch.from_numpy(rng.permutation(len(values[0]))))
 
-    def _chosen_rows(self, index: int) -> tuple[Tensor, Tensor]:
+    def _chosen_rows(self, index: int) -> list[Tensor]:
         start, stop = self._chunks[index]
         rows = torch.from_numpy(np.flatnonzero(self._documents[self._store.labels("document", start, stop)]))
-        return self._store.rows("mlp_in", start, stop)[rows], self._store.rows("mlp_out", start, stop)[rows]
+        return [self._store.rows(name, start, stop)[rows] for name in self._store.held]
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
         """Batch number ``first`` (counted over epochs) and all after it."""
@@ -132,7 +137,7 @@ class ShuffledReader:
     def _batches(self, pool: ThreadPoolExecutor, epoch: int, skip: int) -> Iterator[Batch]:
         plan = self._plan(epoch, skip)
         upcoming = self._submit(pool, next(plan))
-        carried: list[tuple[Tensor, Tensor]] = []
+        carried: list[list[Tensor]] = []
         while True:
             start, last, future = upcoming
             began = time.perf_counter()
@@ -140,14 +145,15 @@ class ShuffledReader:
             self.seconds_waited += time.perf_counter() - began
             upcoming = self._submit(pool, next(plan))
             while start < len(load.order):
-                missing = self.batch_size - sum(len(x) for x, _ in carried)
+                missing = self.batch_size - sum(len(values[0]) for values in carried)
                 rows = load.order[start : start + missing]
                 start += len(rows)
-                carried.append((load.x[rows], load.y[rows]))
+                carried.append([value[rows] for value in load.values])
                 if len(rows) == missing:
-                    x, y = (torch.cat(part) for part in zip(*carried, strict=True))
+                    held = [self._place(torch.cat(part)[self._own]) for part in zip(*carried, strict=True)]
                     carried = []
-                    yield Batch(self._place(x[self._own]), self._place(y[self._own]))
+                    # y is recomputed here, not in the reading thread, where a step's matmul precision could reach it.
+                    yield Batch(*_with_outputs(self._store, held))
             if last:
                 carried = []
 

@@ -41,7 +41,12 @@ class CollectSettings(Settings):
     context_length: int = Field(default=256, ge=2)
     batch_size: int = Field(default=8, gt=0)
     """Contexts per forward pass."""
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
+    """``int8`` with a scale for each row."""
+    codec: Literal["zstd", "blosc-lz4"] | None = None
+    """Lossless; ``zstd`` suits int8, ``blosc-lz4`` (bits shuffled) bfloat16."""
+    outputs: Literal["stored", "recomputed"] = "stored"
+    """``recomputed``: store x alone; the model's own MLP makes y of it whenever it is read."""
     max_norm: float | None = Field(default=None, gt=1)
     """Leave out tokens whose x or y is longer than this many medians; null keeps all."""
     pool: float = Field(default=8.0, ge=1)

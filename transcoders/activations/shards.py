@@ -92,12 +92,11 @@ def collect_shards(
 def _create(job: Job, paths: Sequence[Place], d_model: int) -> None:
     capacity = int((job.contexts.tokens != PAD).sum()) - len(job.contexts.tokens)
     missing = [path for path in paths if not (_done(path).is_dir() and store.is_begun(path))]
-    bits = 4 if job.settings.dtype == "float32" else 2
-    capture.check_disk(paths, len(missing) * capacity * 2 * d_model * bits)
+    capture.check_disk(missing, job.settings, d_model, capacity)
     for path in missing:
         shutil.rmtree(_done(path), ignore_errors=True)
         store.notes_folder(path).with_suffix(".json").unlink(missing_ok=True)  # of a single process that began it
-        store.create(path, d_model, job.settings.dtype, capacity, {})
+        capture.create_store(path, job.settings, d_model, capacity)
         _done(path).mkdir(parents=True)
 
 
@@ -170,9 +169,10 @@ class ShardWriter:
         self.path, self.tap, self.layout, self.settings = path, tap, layout, settings
         self._root = store.opened(path)
         self.rows = int(layout.starts[-1])
-        shape = self._array(store.ACTIVATIONS[0]).shards
-        assert shape is not None
-        self._borders = [*range(0, self.rows, shape[0]), self.rows]
+        x = self._root["mlp_in"]
+        assert isinstance(x, zarr.Array)
+        assert x.shards is not None
+        self._borders = [*range(0, self.rows, x.shards[0]), self.rows]
         shards = range(len(self._borders) - 1)
         missing = ranks.decided(lambda: [number for number in shards if not self._mark(number).is_file()])
         own = missing[ranks.world.share(len(missing))]
@@ -203,16 +203,13 @@ class ShardWriter:
         return writes
 
     def _write(self, number: int, pieces: list[dict[str, np.ndarray]]) -> None:
-        start, stop = self._borders[number : number + 2]
+        start = self._borders[number]
         shard = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
         with told(self.path):
-            for name, values in shard.items():
-                self._array(name)[start:stop] = values
+            capture.write_rows(self._root, start, shard)
         sums: dict[str, Any] = {}
         for name in store.ACTIVATIONS:
-            values = shard[name]
-            chunks = [values[i : i + store.CHUNK_ROWS] for i in range(0, len(values), store.CHUNK_ROWS)]
-            found = [capture.moments(chunk, self.settings.dtype) for chunk in chunks]
+            found = capture.chunk_moments(name, shard)
             sums[f"{name}_total"] = np.stack([chunk.total.numpy() for chunk in found])
             sums[f"{name}_square"] = np.array([chunk.square for chunk in found])
         with replacing(self._mark(number)) as temporary, temporary.open("wb") as out:
@@ -233,8 +230,3 @@ class ShardWriter:
 
     def _mark(self, number: int) -> Path:
         return _done(self.path) / f"{number}.npz"
-
-    def _array(self, name: str) -> "zarr.Array[Any]":
-        array = self._root[name]
-        assert isinstance(array, zarr.Array)
-        return array

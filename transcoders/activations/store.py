@@ -2,7 +2,9 @@
 
 Arrays, all with the same rows (one row a token): ``mlp_in`` and ``mlp_out`` [tokens, d],
 ``token``, ``document``, ``position`` and ``context`` [tokens]. bfloat16 is kept as its bits
-(uint16); the attribute ``dtype`` says so. ``complete: true`` is written last.
+(uint16); the attribute ``dtype`` says so. int8 has ``mlp_in_scale`` and ``mlp_out_scale`` [tokens]
+beside it. With the attribute ``outputs: recomputed`` there is no ``mlp_out``. ``complete: true`` is
+written last.
 
 A store lies in a folder or at a URL. A folder with ``remote.json`` alone stands for the store at the URL
 that is in there, as long as that is the very store which it was written for.
@@ -10,6 +12,7 @@ that is in there, as long as that is the very store which it was written for.
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import zarr
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
+from zarr.codecs import BloscCodec, ZstdCodec
 from zarr.errors import GroupNotFoundError
 
 from transcoders.errors import UserError
@@ -29,67 +33,117 @@ SCHEMA = 1
 CHUNK_ROWS = 4096
 SHARD_ROWS = 16 * CHUNK_ROWS
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+BITS = {"float16": "float16", "bfloat16": "uint16", "float32": "float32", "int8": "int8"}
+CODECS = {None: None, "zstd": ZstdCodec(level=1), "blosc-lz4": BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle")}
 ACTIVATIONS = ("mlp_in", "mlp_out")
+SCALE = "_scale"
 LABELS = ("token", "document", "position", "context")
 POINTER = "remote.json"
 
 
-def create(path: Place, d_model: int, dtype: str, rows: int, attributes: dict[str, Any]) -> None:
+def array_names(dtype: str, outputs: str) -> list[str]:
+    """The arrays of a store."""
+    held = ACTIVATIONS if outputs == "stored" else ACTIVATIONS[:1]
+    return [*held, *(name + SCALE for name in held if dtype == "int8"), *LABELS]
+
+
+def bytes_per_token(d_model: int, dtype: str, outputs: str) -> int:
+    """Of x and y, without a codec."""
+    row = d_model * np.dtype(BITS[dtype]).itemsize + (4 if dtype == "int8" else 0)
+    return 2 * row if outputs == "stored" else row
+
+
+def create(
+    path: Place, d_model: int, dtype: str, rows: int, attributes: dict[str, Any],
+    *, codec: str | None = None, outputs: str = "stored",
+) -> None:  # fmt: skip
     """Create an empty, incomplete store for at most ``rows`` tokens."""
     with told(path):
-        _create(path, d_model, dtype, rows, attributes)
+        _create(path, d_model, dtype, rows, attributes, codec, outputs)
 
 
-def _create(path: Place, d_model: int, dtype: str, rows: int, attributes: dict[str, Any]) -> None:
+def _create(
+    path: Place, d_model: int, dtype: str, rows: int, attributes: dict[str, Any], codec: str | None, outputs: str
+) -> None:
     root = zarr.open_group(zarr_store(path), mode="w", zarr_format=3)
     shard_rows = SHARD_ROWS if rows > CHUNK_ROWS else CHUNK_ROWS
-    bits = {"float16": "float16", "bfloat16": "uint16", "float32": "float32"}[dtype]
-    for name in ACTIVATIONS:
-        root.create_array(
-            name,
-            shape=(rows, d_model),
-            chunks=(CHUNK_ROWS, d_model),
-            shards=(shard_rows, d_model),
-            dtype=bits,
-            compressors=None,
-        )
-    for name in LABELS:
-        # zarr leaves out chunks that hold only the fill value: no label is ever -1
-        root.create_array(name, shape=(rows,), chunks=(shard_rows,), dtype="int32", compressors=None, fill_value=-1)
+    # zarr leaves out chunks that hold only the fill value: no label and no scale is ever -1
+    for name in array_names(dtype, outputs):
+        if name in LABELS:
+            root.create_array(name, shape=(rows,), chunks=(shard_rows,), dtype="int32", compressors=None, fill_value=-1)
+        elif name.endswith(SCALE):
+            root.create_array(
+                name, shape=(rows,), chunks=(CHUNK_ROWS,), shards=(shard_rows,), dtype="float32", compressors=None,
+                fill_value=-1,
+            )  # fmt: skip
+        else:
+            root.create_array(
+                name, shape=(rows, d_model), chunks=(CHUNK_ROWS, d_model), shards=(shard_rows, d_model),
+                dtype=BITS[dtype], compressors=CODECS[codec],
+            )  # fmt: skip
+    if outputs == "recomputed":
+        attributes = {**attributes, "outputs": outputs}
     root.attrs.update({**attributes, "dtype": dtype, "schema": SCHEMA, "complete": False})
 
 
-def to_storage(values: Float[Tensor, "tokens d"], dtype: str, where: str) -> NDArray[Any]:
-    """Convert activations to the stored dtype.
+def to_storage(name: str, values: Float[Tensor, "tokens d"], dtype: str, where: str) -> dict[str, NDArray[Any]]:
+    """Array ``name`` as it is stored: in ``dtype``; for int8, rounded to steps of max |row| / 127, and these steps.
 
     Raises:
         UserError: NaN, infinity, or a value that ``dtype`` cannot hold.
     """
     if not torch.isfinite(values).all():
         raise UserError(
-            f"collect: {where} holds NaN or infinity before it is stored; the model's forward pass "
+            f"collect: {name} of {where} holds NaN or infinity before it is stored; the model's forward pass "
             "is broken on this text or device (try device: cpu)"
         )
+    if dtype == "int8":
+        scale = values.float().abs().amax(1) / 127
+        steps = values / scale.where(scale > 0, 1.0)[:, None]
+        rounded = steps.round().clamp(-127, 127).to(torch.int8)
+        return {name: rounded.cpu().numpy(), name + SCALE: scale.cpu().numpy()}
     stored = values.to(DTYPES[dtype])
     if not torch.isfinite(stored).all():
         raise UserError(
-            f"collect.dtype: {where} reaches {values.abs().max():.3g}, more than {dtype} holds; "
+            f"collect.dtype: {name} of {where} reaches {values.abs().max():.3g}, more than {dtype} holds; "
             "use collect.dtype: bfloat16 or float32"
         )
     stored = stored.cpu()
-    return (stored.view(torch.uint16) if dtype == "bfloat16" else stored).numpy()
+    return {name: (stored.view(torch.uint16) if dtype == "bfloat16" else stored).numpy()}
+
+
+def from_storage(name: str, arrays: Mapping[str, NDArray[Any]]) -> Float[Tensor, "tokens d"]:
+    """What ``to_storage`` was given, rounded: in the stored dtype, of int8 in float32."""
+    values = torch.from_numpy(arrays[name])
+    if values.dtype == torch.int8:
+        return values.float() * torch.from_numpy(arrays[name + SCALE])[:, None]
+    return values.view(torch.bfloat16) if values.dtype == torch.uint16 else values
 
 
 def finish(path: Place, rows: int, attributes: dict[str, Any]) -> None:
     """Cut the arrays to ``rows`` and mark the store complete."""
     root = opened(path)
     with told(path):
-        for name in (*ACTIVATIONS, *LABELS):
+        names = _names(root.attrs)
+        compressed = []
+        for name in names:
             array = root[name]
             assert isinstance(array, zarr.Array)
             array.resize((rows, *array.shape[1:]))
+            compressed += [name] if array.compressors else []
+        # Uncompressed sizes follow from the shape; these must be kept to find a truncated shard.
+        found = sizes(path) if compressed else {}
+        more = {"compressed_bytes": {name: _stored(name, found) for name in compressed}} if compressed else {}
         # Last, and in one piece (zarr renames files): a store that was cut off before this line is incomplete.
-        root.attrs.update({**attributes, "tokens": rows, "complete": True})
+        root.attrs.update({**attributes, **more, "tokens": rows, "complete": True})
+
+
+def _names(attributes: Mapping[str, Any]) -> list[str]:
+    return array_names(attributes.get("dtype", ""), attributes.get("outputs", "stored"))
+
+
+def _stored(name: str, found: Mapping[str, int]) -> int:
+    return sum(size for file, size in found.items() if file.startswith(f"{name}/c/"))
 
 
 def opened(path: Place) -> zarr.Group:
@@ -110,7 +164,8 @@ def notes_folder(path: Place) -> Path:
 
 def digest(path: Place) -> str:
     """A hash of a store's metadata: shapes, codecs, provenance and the statistics of what it holds."""
-    parts = [read_bytes(path, f"{name}zarr.json") for name in ("", *(f"{n}/" for n in (*ACTIVATIONS, *LABELS)))]
+    root = read_bytes(path, "zarr.json") or b'{"attributes": {}}'
+    parts = [root, *(read_bytes(path, f"{name}/zarr.json") for name in _names(json.loads(root)["attributes"]))]
     return hashlib.sha256(b"".join(part or b"" for part in parts)).hexdigest()
 
 
@@ -121,6 +176,9 @@ def point(folder: Path, url: Place) -> None:
 
 class Store:
     """A complete store, opened for reading."""
+
+    mlp: Callable[[Tensor], Tensor] | None = None
+    """Maps x to y where y is not stored; `recompute.open_store` sets it."""
 
     def __init__(self, path: Place) -> None:
         """Open the store at ``path``, or the one that the folder there points to.
@@ -145,8 +203,10 @@ class Store:
         except (ValueError, KeyError, OSError) as error:
             raise UserError(f"{path}: not a readable zarr group ({error}); {remedy}") from error
         self.attributes: dict[str, Any] = dict(root.attrs)
+        self._names = _names(self.attributes)
+        self.held = tuple(name for name in ACTIVATIONS if name in self._names)
         with told(self._place):
-            missing = [name for name in (*ACTIVATIONS, *LABELS) if name not in root]
+            missing = [name for name in self._names if name not in root]
         if self.attributes.get("schema") != SCHEMA or missing:
             raise UserError(
                 f"{path}: a zarr group, but not an activation store of schema {SCHEMA} "
@@ -176,7 +236,7 @@ class Store:
     def _check_shards(self, remedy: str) -> None:
         """An absent zarr chunk reads as zeros, so absence and truncation must be looked for."""
         found = sizes(self._place)
-        for name in (*ACTIVATIONS, *LABELS):
+        for name in self._names:
             array = self._array(name)
             step = (array.shards or array.chunks)[0]
             if array.shape[0] != self.tokens:
@@ -185,8 +245,10 @@ class Store:
                 file = "/".join([name, "c", str(index)] + ["0"] * (array.ndim - 1))
                 row_bytes = array.dtype.itemsize * int(np.prod(array.shape[1:]))
                 rows = min(step, self.tokens - index * step)
-                if found.get(file, -1) < rows * row_bytes:
+                if found.get(file, -1) < (1 if array.compressors else rows * row_bytes):
                     raise UserError(f"{self.path}: {name} is truncated at shard {index}; {remedy}")
+            if array.compressors and _stored(name, found) != self.attributes["compressed_bytes"][name]:
+                raise UserError(f"{self.path}: {name} is truncated or was changed; {remedy}")
 
     def _read(self, name: str, start: int, stop: int | None) -> NDArray[Any]:
         with told(self._place):
@@ -197,9 +259,24 @@ class Store:
         return self._read(name, start, stop)
 
     def rows(self, name: str, start: int, stop: int) -> Float[Tensor, "tokens d"]:
-        """``mlp_in`` or ``mlp_out`` of rows [start, stop), in the stored dtype."""
-        values = torch.from_numpy(self._read(name, start, stop))
-        return values.view(torch.bfloat16) if values.dtype == torch.uint16 else values
+        """``mlp_in`` or ``mlp_out`` of rows [start, stop), in the stored dtype; float32 of int8 and recomputed ones."""
+        if name not in self.held:
+            return self.recompute(self.rows("mlp_in", start, stop))
+        parts = [part for part in (name, name + SCALE) if part in self._names]
+        return from_storage(name, {part: self._read(part, start, stop) for part in parts})
+
+    def recompute(self, x: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens d"]:
+        """The y of ``x``, float32, on x's device, by the model's own MLP.
+
+        Raises:
+            UserError: the store was opened without it.
+        """
+        if self.mlp is None:
+            raise UserError(
+                f"{self.path}: holds x alone (collect.outputs: recomputed), and y needs the model's MLP; open it with "
+                "transcoders.activations.recompute.open_store, or collect with collect.outputs: stored"
+            )
+        return self.mlp(x.float())
 
 
 def _target(folder: Place, pointer: bytes) -> Place:

@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from transcoders.activations.reader import ordered_batches
+from transcoders.activations.recompute import open_store
 from transcoders.activations.split import documents_of
-from transcoders.activations.store import Store
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.errors import UserError
 from transcoders.files import replacing
@@ -88,10 +88,10 @@ def samples_of(data: Path, model: Transcoder) -> Samples | None:
     path, split = data / f"activations/layer_{model.config.provenance.get('layer')}.zarr", data / "split.parquet"
     if not path.exists() or not split.is_file():
         return None
-    store, parts = Store(path), pd.read_parquet(split)
+    device = torch.device("cpu")
+    store, parts = open_store(path, data / "model", device), pd.read_parquet(split)
     if store.attributes["model_hash"] != model.config.provenance.get("model_hash"):
         raise UserError(f"{path}: holds activations of another model than the transcoder's; give the right --data")
-    device = torch.device("cpu")
     return Samples(
         lambda: ordered_batches(store, documents_of(parts, "train"), CALIBRATION_TOKENS, device),
         lambda: ordered_batches(store, documents_of(parts, "test"), TEST_TOKENS, device),

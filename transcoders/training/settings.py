@@ -124,7 +124,7 @@ class TrainSettings(Settings):
     """
     aux_coefficient: float = Field(default=0.03125, ge=0)
     """Weight of AuxK, which revives dead latents (arXiv 2406.04093, A.2); 0 turns it off."""
-    aux_every: int = Field(default=4, gt=0)
+    aux_every: int = Field(default=1, gt=0)
     """AuxK looks at every so many-th token of a batch: an unbiased estimate, at that part of the cost."""
     dead_after_tokens: int = Field(default=50_000, gt=0)
     """A latent that has not fired for this many training tokens counts as dead."""

@@ -1,0 +1,74 @@
+"""y of stores that hold x alone: the model's own MLP, without the rest of the model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from transcoders.activations.store import Store
+from transcoders.errors import UserError
+
+
+def open_store(path: Path, model: Path, device: torch.device) -> Store:
+    """The store at ``path``; where it lacks y, the MLP in the model's folder ``model`` makes it, on ``device``.
+
+    Raises:
+        UserError: the store or the model is missing or damaged, or the model is another one.
+    """
+    store = Store(path)
+    if "mlp_out" not in store.held:
+        from transcoders.base_model import PROVENANCE, model_hash  # seconds, which only this case must wait for
+
+        if not (model / PROVENANCE).is_file():
+            raise UserError(
+                f"{model}: holds no model, but {path} needs one (collect.outputs: recomputed); run `dvc repro model`"
+            )
+        if model_hash(model) != store.attributes["model_hash"]:
+            raise UserError(f"{model}: is not the model that {path} was collected from; run `dvc repro collect`")
+        store.mlp = load_mlp(model, store.attributes["hf_hook_out"], device)
+    return store
+
+
+def load_mlp(folder: Path, hf_hook_out: str, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The MLP, and the post-norm where there is one, whose output ``hf_hook_out`` names, in float32.
+
+    Only its own weights are read.
+
+    Raises:
+        UserError: the model's classes and files do not name it alike.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        whole: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))  # type: ignore[no-untyped-call]
+    block, _, last = hf_hook_out.removesuffix(".output").rpartition(".")
+    names = [f"{block}.{name}" for name in dict.fromkeys(("mlp", last))]
+    try:
+        parts = [whole.get_submodule(name) for name in names]
+        for name, part in zip(names, parts, strict=True):
+            part.load_state_dict(_tensors(folder, f"{name}."), assign=True)
+    except (AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"collect.outputs: recomputed needs the weights of {' and '.join(names)} alone, and {folder} does not hold "
+            f"them under these names ({str(error).splitlines()[0]}); use collect.outputs: stored"
+        ) from None
+    mlp = nn.Sequential(*parts).to(device).eval().requires_grad_(False)
+
+    def outputs(x: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens d"]:
+        y: Tensor = mlp(x.to(device))
+        return y.to(x.device)
+
+    return outputs
+
+
+def _tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as weights:
+            names = [name for name in weights.keys() if name.startswith(prefix)]  # noqa: SIM118
+            found |= {name.removeprefix(prefix): weights.get_tensor(name).float() for name in names}
+    return found
