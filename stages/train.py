@@ -30,7 +30,7 @@ from transcoders.training.loop import Result, Start, Trainer
 from transcoders.training.together import train as train_together
 
 log = logging.getLogger(__name__)
-STATISTICS_TOKENS = 1_000_000
+STATISTICS_TOKENS = 262_144
 VALIDATION_TOKENS = 16_384
 TRAINING_CODE = tuple(
     f"transcoders.{name}"

@@ -1,5 +1,6 @@
 """One Adam step in one pass over memory, decoder projection and normalisation included."""
 
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
@@ -29,10 +30,10 @@ def adam_step_(
     """
     if step < 1:
         raise ValueError(f"step = {step}: the first step is 1")
-    numba_ops = _compiled(parameter)
-    if numba_ops is not None:
+    fused = _fused(parameter)
+    if fused is not None:
         state = (parameter, grad, exp_avg, exp_avg_sq)
-        numba_ops.adam_step_(*state, step, lr, betas, eps, grad_scale, unit_rows)
+        fused.adam_step_(*state, step, lr, betas, eps, grad_scale, unit_rows)
         return
     with torch.no_grad():
         if unit_rows:
@@ -50,9 +51,9 @@ def projected_square_norm(
     parameter: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], unit_rows: bool = False
 ) -> Float[Tensor, ""]:
     """`||grad||²` of what `adam_step_` will use: with `unit_rows`, without the part along the rows."""
-    numba_ops = _compiled(parameter)
-    if numba_ops is not None:
-        square: Tensor = numba_ops.projected_square_norm(parameter, grad, unit_rows)
+    fused = _fused(parameter)
+    if fused is not None:
+        square: Tensor = fused.projected_square_norm(parameter, grad, unit_rows)
         return square
     with torch.no_grad():
         total = grad.square().sum()
@@ -61,9 +62,16 @@ def projected_square_norm(
         return total
 
 
-def _compiled(parameter: Tensor) -> ModuleType | None:
-    if compiled(parameter) is None or not parameter.is_contiguous():
+def _fused(parameter: Tensor) -> ModuleType | None:
+    """The module that does it in one pass; on CUDA biases, which are small, and odd types go without."""
+    if not parameter.is_contiguous():
         return None
-    from transcoders.kernels import adam_numba
+    if compiled(parameter) is not None:
+        from transcoders.kernels import adam_numba
 
-    return adam_numba
+        return adam_numba
+    if parameter.is_cuda and parameter.ndim == 2 and parameter.dtype == torch.float32 and find_spec("triton"):
+        from transcoders.kernels import adam_triton
+
+        return adam_triton if parameter.shape[1] <= adam_triton.WIDEST else None
+    return None
