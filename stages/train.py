@@ -2,13 +2,15 @@
 
 import os
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from stages.entry import entry
@@ -66,10 +68,25 @@ def _run(params: Params, which: Run, device: torch.device, ranks: Ranks) -> None
         [Batch(b.x, b.y) for b in held_out], _checkpoint(params, which, inputs), ranks,
     )  # fmt: skip
     live = Path("data/live") / f"{which.name}.csv"
-    result = trainer.run(lambda history: _write_history(history, live))
-    _write_model(which, model, result, ranks)
-    if ranks.first:
-        _write_metrics(which, result)
+    with _alone(which) if ranks.first else nullcontext():
+        result = trainer.run(lambda history: _write_history(history, live))
+        _write_model(which, model, result, ranks)
+        if ranks.first:
+            _write_metrics(which, result)
+
+
+@contextmanager
+def _alone(which: Run) -> Iterator[None]:
+    """Keep a second process off this run's outputs."""
+    which.folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(which.folder.parent / f".{which.name}.lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(
+            f"{which.name}: another process is training this very run; wait until it is done, or stop it and rerun to "
+            "continue where it was"
+        ) from None
 
 
 def _config(params: Params, which: Run, inputs: Inputs, statistics: initialise.Statistics) -> TranscoderConfig:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from zarr.errors import GroupNotFoundError
 
-from transcoders.errors import UserError
+from transcoders.errors import DAMAGE, UserError
 
 SCHEMA = 1
 CHUNK_ROWS = 4096
@@ -101,27 +101,33 @@ class Store:
             root = zarr.open_group(path, mode="r")
         except (GroupNotFoundError, FileNotFoundError):
             raise UserError(f"{path}: there is no activation store; run `dvc repro collect`") from None
-        except (ValueError, KeyError, OSError) as error:
-            raise UserError(f"{path}: not a readable zarr group ({error}); {remedy}") from error
+        except DAMAGE as error:
+            raise UserError(f"{path}: not a readable zarr group ({' '.join(str(error).split())}); {remedy}") from error
         self.attributes: dict[str, Any] = dict(root.attrs)
-        missing = [name for name in (*ACTIVATIONS, *LABELS) if name not in root]
+        missing = [name for name in (*ACTIVATIONS, *LABELS) if not (path / name).is_dir()]
         if self.attributes.get("schema") != SCHEMA or missing:
             raise UserError(
                 f"{path}: a zarr group, but not an activation store of schema {SCHEMA} "
                 f"(schema {self.attributes.get('schema')}, missing arrays: {missing}); {remedy}"
             )
-        if not self.attributes["complete"]:
+        if not self.attributes.get("complete"):
             raise UserError(f"{path}: the activation store is unfinished; run `dvc repro collect`")
         self._root = root
-        self.tokens = int(self.attributes["tokens"])
-        self.d_model = int(self.attributes["d_model"])
-        self._check_shards(remedy)
+        try:
+            self.tokens = int(self.attributes["tokens"])
+            self.d_model = int(self.attributes["d_model"])
+            self._check_shards(remedy)
+        except DAMAGE as error:
+            raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); {remedy}") from error
 
     @staticmethod
     def is_complete(path: Path) -> bool:
         """Whether a finished store lies at ``path``."""
         file = path / "zarr.json"
-        return file.is_file() and bool(json.loads(file.read_text())["attributes"].get("complete"))
+        try:
+            return file.is_file() and bool(json.loads(file.read_text())["attributes"].get("complete"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False  # damaged: collect writes it anew
 
     def _array(self, name: str) -> "zarr.Array[Any]":
         array = self._root[name]
@@ -133,8 +139,9 @@ class Store:
         for name in (*ACTIVATIONS, *LABELS):
             array = self._array(name)
             step = (array.shards or array.chunks)[0]
-            if array.shape[0] != self.tokens:
-                raise UserError(f"{self.path}: {name} has {array.shape[0]} rows, not {self.tokens}; {remedy}")
+            expected = (self.tokens, self.d_model) if name in ACTIVATIONS else (self.tokens,)
+            if array.shape != expected:
+                raise UserError(f"{self.path}: {name} is {list(array.shape)}, expected {list(expected)}; {remedy}")
             for index in range(-(-self.tokens // step)):
                 file = self.path / name / "c" / "/".join([str(index)] + ["0"] * (array.ndim - 1))
                 row_bytes = array.dtype.itemsize * int(np.prod(array.shape[1:]))
@@ -144,9 +151,18 @@ class Store:
 
     def labels(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.int32]:
         """``token``, ``document``, ``position`` or ``context`` of rows [start, stop)."""
-        return np.asarray(self._array(name)[start:stop])
+        return self._read(name, start, stop)
 
     def rows(self, name: str, start: int, stop: int) -> Float[Tensor, "tokens d"]:
         """``mlp_in`` or ``mlp_out`` of rows [start, stop), in the stored dtype."""
-        values = torch.from_numpy(np.asarray(self._array(name)[start:stop]))
+        values = torch.from_numpy(self._read(name, start, stop))
         return values.view(torch.bfloat16) if values.dtype == torch.uint16 else values
+
+    def _read(self, name: str, start: int, stop: int | None) -> NDArray[Any]:
+        try:
+            return np.asarray(self._array(name)[start:stop])
+        except DAMAGE as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{self.path}: {name} is damaged ({reason}); remove it and run `dvc repro collect`"
+            ) from error

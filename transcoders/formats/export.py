@@ -16,6 +16,7 @@ from transcoders.files import replacing
 from transcoders.formats import circuit_tracer, saelens, sparsify
 from transcoders.formats.card import card
 from transcoders.formats.convert import Exported, Samples, as_thresholded, as_topk, folded
+from transcoders.tables import read_parquet
 
 Target = Literal["saelens", "circuit-tracer", "sparsify", "hub"]
 TARGETS: tuple[Target, ...] = ("saelens", "circuit-tracer", "sparsify", "hub")
@@ -79,12 +80,10 @@ def _by_layer(done: Mapping[str, Exported]) -> dict[int, Transcoder]:
 
 def samples_of(data: Path, model: Transcoder) -> Samples | None:
     """Training activations to calibrate on and test ones to measure on, from ``data`` as the pipeline leaves it."""
-    import pandas as pd
-
     path, split = data / f"activations/layer_{model.config.provenance.get('layer')}.zarr", data / "split.parquet"
     if not path.exists() or not split.is_file():
         return None
-    store, parts = Store(path), pd.read_parquet(split)
+    store, parts = Store(path), read_parquet(split, "split", ["split"])
     if store.attributes["model_hash"] != model.config.provenance.get("model_hash"):
         raise UserError(f"{path}: holds activations of another model than the transcoder's; give the right --data")
     device = torch.device("cpu")

@@ -3,11 +3,10 @@
 Nothing here unpickles: npz members are parsed by numpy's header reader, never by ``pickle``.
 """
 
-import json
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from transcoders.errors import UserError
 
+DOWNLOAD = "delete it and download it again"
 PIECE_BYTES = 16 << 20
 Shape = tuple[int, ...]
 
@@ -61,7 +61,7 @@ class SafeTensors:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 — not a dict
                 self.tensors = {n: Stored(tuple(s.get_shape()), _dtype(s.get_dtype(), path)) for n, s in slices.items()}
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not whole safetensors ({error}); delete it and download it again") from None
+            raise UserError(f"{path}: not whole safetensors ({error}); {DOWNLOAD}") from None
 
     def pieces(self, name: str) -> Iterable[tuple[slice, Tensor]]:
         """See ``Weights``."""
@@ -92,7 +92,7 @@ class Npz:
                 for member in archive.namelist():
                     self.tensors[member.removesuffix(".npy")] = self._header(archive, member)
         except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-            raise UserError(f"{path}: not a whole npz file ({error}); delete it and download it again") from None
+            raise UserError(f"{path}: not a whole npz file ({error}); {DOWNLOAD}") from None
 
     def _header(self, archive: zipfile.ZipFile, member: str) -> Stored:
         with archive.open(member) as file:
@@ -117,14 +117,3 @@ class Npz:
                 f"{self.path}: {name} is damaged ({error}); delete the file and download it again"
             ) from None
         yield slice(0, len(array)), torch.from_numpy(array)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not readable JSON ({error}); delete it and download it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object; expected one with the transcoder's settings")
-    return content
