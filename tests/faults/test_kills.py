@@ -26,6 +26,9 @@ def kill(undisturbed: Undisturbed, stage: str, checkout: Checkout, times: int, r
             checkout.forget(stage)
     done = checkout.run(stage)
     assert done.status == 0, done.said[-3000:]
+    for out in checkout.outs(stage):
+        if out.parent.name == "cost":  # measured times, which the comparison shows
+            shutil.copy(undisturbed.checkout.root / out.relative_to(checkout.root), out)
     return hits
 
 
@@ -93,4 +96,6 @@ def test_every_stage_may_be_started_twice(sources: Checkout, everything: Undistu
     checkout = sources.copy("twice")
     for stage in everything.seconds:
         twice(checkout, stage)
-    same(everything, checkout)
+    found, changing = checkout.files(), ("compare", "plots/")  # they show how long training took
+    assert found.keys() == everything.files.keys()
+    assert [n for n in found if found[n] != everything.files[n] and not any(c in n for c in changing)] == []

@@ -26,6 +26,7 @@ SHARD_ROWS = 16 * CHUNK_ROWS
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 ACTIVATIONS = ("mlp_in", "mlp_out")
 LABELS = ("token", "document", "position", "context")
+REMEDY = "remove it and run `dvc repro collect`"
 
 
 def create(path: Path, d_model: int, dtype: str, rows: int, attributes: dict[str, Any]) -> None:
@@ -96,19 +97,18 @@ class Store:
             UserError: it is missing, unfinished, of another kind, or truncated.
         """
         self.path = path
-        remedy = "remove it and run `dvc repro collect`"
         try:
             root = zarr.open_group(path, mode="r")
         except (GroupNotFoundError, FileNotFoundError):
             raise UserError(f"{path}: there is no activation store; run `dvc repro collect`") from None
         except DAMAGE as error:
-            raise UserError(f"{path}: not a readable zarr group ({' '.join(str(error).split())}); {remedy}") from error
+            raise UserError(f"{path}: not a readable zarr group ({' '.join(str(error).split())}); {REMEDY}") from error
         self.attributes: dict[str, Any] = dict(root.attrs)
         missing = [name for name in (*ACTIVATIONS, *LABELS) if not (path / name).is_dir()]
         if self.attributes.get("schema") != SCHEMA or missing:
             raise UserError(
                 f"{path}: a zarr group, but not an activation store of schema {SCHEMA} "
-                f"(schema {self.attributes.get('schema')}, missing arrays: {missing}); {remedy}"
+                f"(schema {self.attributes.get('schema')}, missing arrays: {missing}); {REMEDY}"
             )
         if not self.attributes.get("complete"):
             raise UserError(f"{path}: the activation store is unfinished; run `dvc repro collect`")
@@ -116,9 +116,9 @@ class Store:
         try:
             self.tokens = int(self.attributes["tokens"])
             self.d_model = int(self.attributes["d_model"])
-            self._check_shards(remedy)
+            self._check_shards()
         except DAMAGE as error:
-            raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); {remedy}") from error
+            raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); {REMEDY}") from error
 
     @staticmethod
     def is_complete(path: Path) -> bool:
@@ -134,20 +134,20 @@ class Store:
         assert isinstance(array, zarr.Array)
         return array
 
-    def _check_shards(self, remedy: str) -> None:
+    def _check_shards(self) -> None:
         """An absent zarr chunk reads as zeros, so absence and truncation must be looked for."""
         for name in (*ACTIVATIONS, *LABELS):
             array = self._array(name)
             step = (array.shards or array.chunks)[0]
             expected = (self.tokens, self.d_model) if name in ACTIVATIONS else (self.tokens,)
             if array.shape != expected:
-                raise UserError(f"{self.path}: {name} is {list(array.shape)}, expected {list(expected)}; {remedy}")
+                raise UserError(f"{self.path}: {name} is {list(array.shape)}, expected {list(expected)}; {REMEDY}")
             for index in range(-(-self.tokens // step)):
                 file = self.path / name / "c" / "/".join([str(index)] + ["0"] * (array.ndim - 1))
                 row_bytes = array.dtype.itemsize * int(np.prod(array.shape[1:]))
                 rows = min(step, self.tokens - index * step)
                 if not file.is_file() or file.stat().st_size < rows * row_bytes:
-                    raise UserError(f"{self.path}: {name} is truncated at shard {index}; {remedy}")
+                    raise UserError(f"{self.path}: {name} is truncated at shard {index}; {REMEDY}")
 
     def labels(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.int32]:
         """``token``, ``document``, ``position`` or ``context`` of rows [start, stop)."""
@@ -163,6 +163,4 @@ class Store:
             return np.asarray(self._array(name)[start:stop])
         except DAMAGE as error:
             reason = " ".join(str(error).split())
-            raise UserError(
-                f"{self.path}: {name} is damaged ({reason}); remove it and run `dvc repro collect`"
-            ) from error
+            raise UserError(f"{self.path}: {name} is damaged ({reason}); {REMEDY}") from error
