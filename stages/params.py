@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -23,6 +24,9 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 """Of a variant: part of file names, of commands and of pages."""
 Reference = Annotated[str, Field(pattern=r"^[^<>\x00-\x1f]+$")]
 """Of a transcoder: DVC's page of plots shows it and does not escape it."""
+
+SHORT = reprlib.Repr()  # YAML's aliases make a few bytes a value of gigabytes
+SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 100, 100
 
 
 class RunSettings(Settings):
@@ -102,7 +106,7 @@ def _explain(error: Any) -> str:
     if error["type"] == "missing":
         return f"{key}: is missing"
     message = error["msg"].removeprefix("Value error, ")
-    return message if not key else f"{key}: {error['input']!r} is wrong: {message}"
+    return message if not key else f"{key}: {SHORT.repr(error['input'])} is wrong: {message}"
 
 
 def _known(location: tuple[Any, ...]) -> str:

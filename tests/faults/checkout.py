@@ -39,7 +39,7 @@ OUTS = {
     "model": ["data/model"],
     "collect": ["data/activations", "data/documents.parquet", "data/contexts.parquet", "metrics/collect.json"],
     "split": ["data/split.parquet"],
-    "words": ["data/words"],
+    "words": ["data/words/layer_1.safetensors"],
     "train-{}": ["models/{}-1-0", "metrics/train/{}-1-0.json", "metrics/cost/{}-1-0.json"],
     "evaluate-{}": ["metrics/evaluate/{}-1-0.json", *(f"data/{kind}/{{}}-1-0.csv" for kind in (
         "density", "documents", "groups", "overlap"))],

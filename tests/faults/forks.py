@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import traceback
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,6 +95,8 @@ def start(job: Job) -> tuple[int, Path, float]:
     pid = os.fork()
     if not pid:
         work(job, log)
+    with suppress(PermissionError):
+        os.setpgid(pid, pid)  # here as well as there: whichever comes first
     return pid, log, time.monotonic()
 
 
@@ -115,7 +118,7 @@ def work(job: Job, log: Path) -> None:
     """In the child: become ``python -m`` and end."""
     status = 1
     try:
-        os.setsid()
+        os.setpgid(0, 0)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for stream in (1, 2):
             os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), stream)

@@ -30,6 +30,8 @@ def read(source: Source, device: torch.device | str) -> Transcoder:
     for key in HOOKS:
         if not isinstance(said, dict) or not isinstance(said.get(key), str):
             raise UserError(f"{file.parent / CONFIG}: {key} is missing; it says what the transcoders read and predict")
+    if not isinstance(said.get("model_name"), str | None):
+        raise UserError(f"{file.parent / CONFIG}: model_name is no text; correct it")
     weights = open_weights(file)
     jumps = THRESHOLD["threshold"].name in weights.tensors
     layout = TENSORS | (THRESHOLD if jumps else {}) | (SKIP if "W_skip" in weights.tensors else {})

@@ -85,6 +85,10 @@ def _config(source: Source) -> dict[str, Any]:
     }
     file = source.folder / "config.json"
     config = inferred | (read_json(file, DOWNLOAD) if file.is_file() else {})
+    for key, value in config.items():
+        optional = key == "model_name" and value is None
+        if key in inferred and not optional and type(value) is not (bool if key == "affine_connection" else str):
+            raise UserError(f"{file}: {key} is {value!r}; expected a {'truth value' if key[0] == 'a' else 'text'}")
     if config["architecture"] != "jump_relu":
         raise UserError(f"{file}: architecture is {config['architecture']!r}; known: 'jump_relu'")
     return config

@@ -40,7 +40,7 @@ def read(source: Source, device: torch.device | str) -> Transcoder:
     """
     config = read_json(source.folder / CONFIG, DOWNLOAD)
     architecture = config.get("architecture")
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise UserError(
             f"{source.name}: architecture is {architecture!r}; transcoders in SAELens are "
             f"{', '.join(ARCHITECTURES)} (an autoencoder maps a place to itself and replaces no MLP)"
@@ -59,6 +59,8 @@ def read(source: Source, device: torch.device | str) -> Transcoder:
 
 def _provenance(config: dict[str, Any], source: Source) -> dict[str, Any]:
     said = config.get("metadata") or {}
+    if not isinstance(said, dict):
+        raise UserError(f"{source.name}: metadata in {CONFIG} is no object; expected one with model_name and hook_name")
     hook = str(said.get("hook_name") or "")
     parts = [int(part) for part in hook.split(".") if part.isdigit()]
     return {
