@@ -35,6 +35,7 @@ $(OLDEST_LENS)/.ready: $(READY)
 
 check: setup
 	ruff format --check . && ruff check . && mypy
+	python -m tests.audit
 	pytest
 
 bench: setup
