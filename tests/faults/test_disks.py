@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from checkout import Checkout
 from conftest import FEW, Undisturbed
-from test_kills import nothing_half, same
+from test_kills import nothing_half, same, same_times
 
 RDONLY, REMOUNT, DETACH = 1, 32, 2
 
@@ -78,6 +78,7 @@ def survives_a_full_disk(disk: Disk, undisturbed: Undisturbed, *shares: float) -
             disk.empty()
         done = checkout.run(stage)
         assert done.status == 0, done.said[-3000:]
+        same_times(undisturbed, checkout, stage)
     same(undisturbed, checkout)
 
 

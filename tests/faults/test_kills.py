@@ -26,10 +26,15 @@ def kill(undisturbed: Undisturbed, stage: str, checkout: Checkout, times: int, r
             checkout.forget(stage)
     done = checkout.run(stage)
     assert done.status == 0, done.said[-3000:]
-    for out in checkout.outs(stage):
-        if out.parent.name == "cost":  # measured times, which the comparison shows
-            shutil.copy(undisturbed.checkout.root / out.relative_to(checkout.root), out)
+    same_times(undisturbed, checkout, stage)
     return hits
+
+
+def same_times(undisturbed: Undisturbed, checkout: Checkout, stage: str) -> None:
+    """The comparison shows how long training took: let that be as undisturbed."""
+    for out in checkout.outs(stage):
+        if out.parent.name == "cost":
+            shutil.copy(undisturbed.checkout.root / out.relative_to(checkout.root), out)
 
 
 def nothing_half(undisturbed: Undisturbed, checkout: Checkout, stage: str) -> None:
@@ -96,6 +101,5 @@ def test_every_stage_may_be_started_twice(sources: Checkout, everything: Undistu
     checkout = sources.copy("twice")
     for stage in everything.seconds:
         twice(checkout, stage)
-    found, changing = checkout.files(), ("compare", "plots/")  # they show how long training took
-    assert found.keys() == everything.files.keys()
-    assert [n for n in found if found[n] != everything.files[n] and not any(c in n for c in changing)] == []
+        same_times(everything, checkout, stage)
+    same(everything, checkout)
