@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 OLDEST_LENS := .venv-transformer-lens
 export PATH := $(BIN):$(PATH)
 
-.PHONY: repro test check bench preset setup slow interop
+.PHONY: repro test check bench preset setup slow interop fuzz
 repro: setup
 	dvc repro
 
@@ -15,6 +15,9 @@ test: setup
 
 slow: setup
 	pytest -m slow
+
+fuzz: setup
+	python -m tests.fuzz --seconds $(or $(SECONDS),60)
 
 interop: setup .venv-interop/.ready .venv-circuit-tracer/.ready $(OLDEST_LENS)/.ready
 	pytest -m interop tests/interop
@@ -32,6 +35,7 @@ $(OLDEST_LENS)/.ready: $(READY)
 
 check: setup
 	ruff format --check . && ruff check . && mypy
+	python -m tests.audit
 	pytest
 
 bench: setup

@@ -31,6 +31,7 @@ from transcoders.dictionary.transcoder import Transcoder
 from transcoders.evaluation.contrast import paired
 from transcoders.evaluation.loss import context_batches, loss_metrics
 from transcoders.files import replacing, rounded, write_json
+from transcoders.tables import read_parquet, write_parquet
 
 MODEL = Path("data/model")
 FACTS = (
@@ -82,7 +83,7 @@ def _losses(params: Params, layout: Layout, transcoders: Transcoders) -> dict[st
     inputs = {layer: open_inputs(layer, layout.device) for layer in transcoders}
     means = {n: torch.tensor(i.store.attributes["mlp_out_mean"], dtype=torch.float32) for n, i in inputs.items()}
     test = next(iter(inputs.values())).documents["test"]
-    contexts = pd.read_parquet(CONTEXTS)
+    contexts = read_parquet(CONTEXTS, "collect", ["document", "tokens"])
     contexts = contexts[test[contexts["document"]]]
     batches = context_batches(list(contexts["tokens"]), np.asarray(contexts["document"]), params.circuits.loss_tokens)
     losses = replaced_losses(layout, transcoders, means, batches, len(test))
@@ -99,7 +100,7 @@ def _labels(which: Run) -> Labels:
     path = Path("data/features") / f"{which.name}.parquet"
     if not path.is_file():
         return {}
-    found = pd.read_parquet(path, columns=["latent", "description", "score"])
+    found = read_parquet(path, f"features@{which.name}", ["latent", "description", "score"])
     return {
         (which.layer, int(latent)): f"{text} (score {score:.2f})"
         for latent, text, score in found.itertuples(index=False)
@@ -141,7 +142,7 @@ def _write_connections(path: Path, layout: Layout, transcoders: Transcoders, cou
             "from_latent": found.latent.flatten().cpu(), "weight": found.weight.flatten().cpu(),
         }).astype({"layer": "int16", "latent": "int32", "from_layer": "int16", "from_latent": "int32"}))  # fmt: skip
     if parts:
-        pd.concat(parts).to_parquet(path, index=False)
+        write_parquet(pd.concat(parts), path, index=False)
 
 
 def _summary(table: pd.DataFrame) -> dict[str, float]:

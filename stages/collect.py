@@ -28,6 +28,7 @@ from transcoders.distributed.launch import launched
 from transcoders.distributed.ranks import Ranks, joined, local_device
 from transcoders.files import cache_folder, replacing, write_json
 from transcoders.places import Place, place
+from transcoders.tables import write_parquet
 
 MODEL = Path("data/model")
 ACTIVATIONS = Path("data/activations")
@@ -134,11 +135,9 @@ def _forget_old(used: set[Path]) -> None:
 
 
 def _write_tables(settings: CollectSettings, contexts: Contexts) -> None:
-    with replacing(Path("data/documents.parquet")) as path:
-        contexts.documents.to_parquet(path)
+    write_parquet(contexts.documents, Path("data/documents.parquet"))
     rows = [row[row != PAD].tolist() for row in contexts.tokens]
-    with replacing(Path("data/contexts.parquet")) as path:
-        pd.DataFrame({"document": contexts.document, "tokens": rows}).to_parquet(path)
+    write_parquet(pd.DataFrame({"document": contexts.document, "tokens": rows}), Path("data/contexts.parquet"))
     metrics: dict[str, Any] = {
         "tokens": settings.tokens,
         "contexts": len(contexts.tokens),

@@ -1,7 +1,6 @@
 """Stage `compare`: one table over all runs and the baselines that put them in their place."""
 
 import argparse
-import json
 import logging
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +15,7 @@ from stages.held_out import open_held_out, tap_of
 from stages.hypotheses import as_markdown as hypotheses_table
 from stages.hypotheses import as_metrics, hypotheses
 from stages.params import Params, load_params
-from stages.runs import Run, open_inputs
+from stages.runs import Run, open_inputs, read_metrics
 from transcoders.activations.reader import LabelledBatch, ordered_batches
 from transcoders.base_model import load_bridge
 from transcoders.devices import resolve_device
@@ -25,7 +24,8 @@ from transcoders.evaluation.contrast import contrast, paired
 from transcoders.evaluation.latents import pruned, removal_effects
 from transcoders.evaluation.predictors import affine, constant, moments, pca, transcoder_predictor
 from transcoders.evaluation.suite import Candidate, evaluate
-from transcoders.files import replacing, rounded, write_json
+from transcoders.files import read_json, replacing, rounded, write_json
+from transcoders.tables import read_csv
 from transcoders.training.initialise import initialise_, measure, sample_of
 from transcoders.training.settings import VariantSettings
 
@@ -50,13 +50,13 @@ def run() -> None:
         baselines, pruned_rows = _beside(params, layer, bridge)
         rows += baselines
         cut += pruned_rows
-    rows += cast(list[dict[str, Any]], pd.read_csv("data/official.csv").to_dict("records"))
+    rows += cast(list[dict[str, Any]], read_csv(Path("data/official.csv"), "official").to_dict("records"))
     table = pd.DataFrame(rows)
     checks = []
     for which in runs:
         row = table[table["name"] == which.name].iloc[0]
         baseline = table[(table["name"] == f"affine-{which.layer}")].iloc[0]
-        history = pd.read_csv(which.folder / "history.csv")
+        history = read_csv(which.folder / "history.csv", f"train@{which.name}")
         checks += sanity_checks(which.name, int(row["k"]), history, row, float(baseline["fvu"]))
     for check in checks:
         log.log(logging.INFO if check.passed else logging.WARNING, "%s %s = %.4g (%s)%s", check.run, check.name,
@@ -82,8 +82,7 @@ def _contrasts(params: Params, table: pd.DataFrame) -> list[dict[str, Any]]:
     for layer in params.runs.layers:
         for ours, theirs in pairs:
             first, second = (
-                [pd.read_csv(f"data/documents/{name}-{layer}-{seed}.csv") for seed in params.runs.seeds]
-                for name in (ours, theirs)
+                [_documents(Run(name, layer, seed).name) for seed in params.runs.seeds] for name in (ours, theirs)
             )
             found = contrast(first, second, params.evaluate)
             here = table[table["layer"] == layer].set_index("variant")
@@ -96,15 +95,19 @@ def _contrasts(params: Params, table: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
+def _documents(name: str) -> pd.DataFrame:
+    return read_csv(Path(f"data/documents/{name}.csv"), f"evaluate@{name}")
+
+
 def _run_row(which: Run) -> dict[str, Any]:
-    metrics = json.loads((Path("metrics/evaluate") / f"{which.name}.json").read_text())
-    training = json.loads((Path("metrics/cost") / f"{which.name}.json").read_text())
-    config = json.loads((which.folder / "config.json").read_text())
+    metrics = read_metrics("evaluate", which.name)
+    training = read_metrics("cost", which.name, "train")
+    config = read_json(which.folder / "config.json", f"run `dvc repro -f train@{which.name}`")
     return {
         "name": which.name, "kind": "trained", "variant": which.variant, "layer": which.layer,
         "seed": which.seed, "d_hidden": config["d_hidden"], "k": config["k"],
         "training_tokens": training["tokens"], "training_seconds": training["seconds"],
-        **shown(json.loads((Path("metrics/absorption") / f"{which.name}.json").read_text())),
+        **shown(read_metrics("absorption", which.name)),
         **{key: value for key, value in metrics.items() if isinstance(value, float)},
     }  # fmt: skip
 
@@ -177,6 +180,8 @@ def _write(
     for name, content in (("compare", table), ("pruned", cut)):
         with replacing(Path("data") / f"{name}.csv") as path:
             content.to_csv(path, index=False)
+    # Without a letter that any layer's y tells, the table has no column of that task.
+    table = table.reindex(columns=[*table.columns, *(name for name in SHOWN if name not in table)])
     shown = _markdown(table[["name", "kind", *SHOWN]])
     text = f"# Comparison on {int(table['tokens'].max())} held-out tokens\n\n{shown}\n"
     if len(cut):

@@ -1,11 +1,10 @@
 """How every stage starts and ends: logging, one line per user error, the right exit status."""
 
-import errno
 import logging
 import sys
 from collections.abc import Callable
 
-from transcoders.errors import UserError
+from transcoders.errors import UserError, line_on_files
 
 log = logging.getLogger("mtxplt")
 
@@ -23,6 +22,7 @@ def entry(work: Callable[[], None]) -> None:
         log.error("interrupted: nothing unfinished was kept as an output; rerun to continue")
         sys.exit(130)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        line = line_on_files(error)
+        if line is None:
             raise
-        sys.exit(f"error: the disk is full ({error.filename or 'while writing'}); free some, rerun")
+        sys.exit(f"error: {line}")

@@ -24,6 +24,7 @@ from transcoders.features.settings import DescribeSettings, FeatureSettings
 from transcoders.features.statistics import Statistics
 from transcoders.features.tables import contexts_table, latents_table, scores_of
 from transcoders.files import cache_folder, replacing, rounded, sha256_of, write_json
+from transcoders.tables import read_parquet, write_parquet
 
 DATA = Path("data/features")
 MODEL = Path("data/model")
@@ -101,11 +102,10 @@ def find(model: Transcoder, inputs: Inputs, settings: FeatureSettings, endpoint:
 def write(which: Run, found: Found, d_hidden: int) -> None:
     """Both tables, the histogram of the scores and the page."""
     for name, table in ((which.name, found.latents), (f"{which.name}-contexts", found.contexts)):
-        with replacing(DATA / f"{name}.parquet") as path:
-            table.to_parquet(path, index=False, compression="zstd")
+        write_parquet(table, DATA / f"{name}.parquet", index=False, compression="zstd")
     with replacing(Path("data/scores") / f"{which.name}.csv") as path:
         histogram(found.latents["score"].to_numpy()).to_csv(path, index=False)
-    titles = pd.read_parquet(DOCUMENTS)["title"]
+    titles = read_parquet(DOCUMENTS, "collect", ["title"])["title"]
     with replacing(DATA / which.name) as folder:
         write_page(folder, which.name, found.latents, found.contexts, list(titles), _headline(found.metrics, d_hidden))
 

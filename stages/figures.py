@@ -32,6 +32,7 @@ PALETTE = (
 KIND_COLOURS = {"baseline": "#8C8C8C", "official": "#5F7599"}
 MARKERS = {"trained": "o", "baseline": "s", "official": "D"}
 STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # names come from users and may hold a $
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
@@ -141,7 +142,7 @@ def firing_density(density: pd.DataFrame, colours: Colours) -> Figure:
         draw_histograms(axes, bins, "log10_frequency", colours)
         draw_never(axes, never, colours)
         axes.set_title("How often latents fire on held-out documents")
-        axes.set_xlabel(r"firing frequency, $\log_{10}$ of the share of tokens")
+        axes.set_xlabel("firing frequency, log₁₀ of the share of tokens")
         legend_of_runs(figure, colours)
     return figure
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from stages.runs import Inputs
@@ -12,6 +11,7 @@ from transcoders.activations.taps import Tap
 from transcoders.evaluation.loss import context_batches
 from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.evaluation.suite import HeldOut
+from transcoders.tables import read_parquet
 
 CONTEXTS = Path("data/contexts.parquet")
 
@@ -19,7 +19,7 @@ CONTEXTS = Path("data/contexts.parquet")
 def open_held_out(inputs: Inputs, settings: EvaluateSettings, output_scale: float, device: torch.device) -> HeldOut:
     """Stored tokens and whole contexts of the test documents."""
     test = inputs.documents["test"]
-    contexts = pd.read_parquet(CONTEXTS)
+    contexts = read_parquet(CONTEXTS, "collect", ["document", "tokens"])
     contexts = contexts[test[contexts["document"]]]
     return HeldOut(
         batches=lambda: ordered_batches(inputs.store, test, settings.tokens, device),

@@ -1,6 +1,5 @@
 """The hypotheses of the project, judged: what nested variants do better than plain TopK at equal L0."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +10,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from stages.params import Params
-from stages.runs import Run
+from stages.runs import Run, read_metrics
 from transcoders.evaluation.absorption import TELLS
 from transcoders.files import rounded
+from transcoders.tables import read_csv
 from transcoders.training.settings import VariantSettings
 
 STATEMENTS = {"H1": "less absorption", "H2": "less splitting", "H3": "fewer dead latents"}
@@ -131,17 +131,17 @@ def _of_latents(side: Side) -> float:
 
 def _side(variant: str, layer: int, seeds: Sequence[int], root: Path) -> Side:
     names = [Run(variant, layer, seed).name for seed in seeds]
-    tables = [pd.read_csv(root / f"data/absorption/{name}.csv") for name in names]
+    tables = [read_csv(root / f"data/absorption/{name}.csv", f"absorption@{name}") for name in names]
     kept = [table[table["kept"].astype(bool)].reindex(columns=OF_LETTERS) for table in tables]
-    evaluated = [json.loads((root / f"metrics/evaluate/{name}.json").read_text()) for name in names]
-    cost = json.loads((root / f"metrics/cost/{names[0]}.json").read_text())
+    evaluated = [read_metrics("evaluate", name, root=root) for name in names]
+    cost = read_metrics("cost", names[0], "train", root)
     absorption, splitting, main_f1 = (
         np.stack([table[column].to_numpy(dtype=np.float64) for table in kept]) for column in OF_LETTERS[:3]
     )
     return Side(
         absorption, splitting, main_f1,
         dead=np.array([e["dead_fraction"] for e in evaluated]),
-        latents=int(pd.read_csv(root / f"data/density/{names[0]}.csv")["latents"].sum()),
+        latents=int(read_csv(root / f"data/density/{names[0]}.csv", f"evaluate@{names[0]}")["latents"].sum()),
         l0=float(np.mean([e["l0"] for e in evaluated])),
         tokens=int(evaluated[0]["tokens"]), words=int(kept[0]["words"].sum()),
         training_tokens=int(cost["tokens"]),

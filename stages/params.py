@@ -2,12 +2,12 @@
 
 import argparse
 import os
+import reprlib
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from transcoders.activations.settings import CollectSettings, SplitSettings
 from transcoders.circuits.settings import CircuitSettings
@@ -16,9 +16,18 @@ from transcoders.errors import UserError
 from transcoders.evaluation.absorption_settings import AbsorptionSettings
 from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.features.settings import FeatureSettings
+from transcoders.files import read_yaml
 from transcoders.places import shown
 from transcoders.settings import ModelSettings, Settings
 from transcoders.training.settings import TrainSettings, VariantSettings
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+"""Of a variant: part of file names, of commands and of pages."""
+Reference = Annotated[str, Field(pattern=r"^[^<>\x00-\x1f]+$")]
+"""Of a transcoder: DVC's page of plots shows it and does not escape it."""
+
+SHORT = reprlib.Repr()  # YAML's aliases make a few bytes a value of gigabytes
+SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 100, 100
 
 
 class RunSettings(Settings):
@@ -32,7 +41,7 @@ class RunSettings(Settings):
 class CompareSettings(Settings):
     """What stands beside the runs and the baselines."""
 
-    official: list[str]
+    official: list[Reference]
     """Transcoders of others: a folder, a URL, or ``org/repo:folder`` on the Hub; ``…@layer`` where neither tells it."""
 
 
@@ -44,7 +53,7 @@ class Params(Settings):
     collect: CollectSettings
     split: SplitSettings
     runs: RunSettings
-    variants: dict[str, VariantSettings]
+    variants: dict[Name, VariantSettings]
     train: TrainSettings
     evaluate: EvaluateSettings
     absorption: AbsorptionSettings
@@ -105,7 +114,7 @@ def _explain(error: Any) -> str:
     if error["type"] == "missing":
         return f"{key}: is missing"
     message = error["msg"].removeprefix("Value error, ")
-    return message if not key else f"{key}: {error['input']!r} is wrong: {message}"
+    return message if not key else f"{key}: {SHORT.repr(error['input'])} is wrong: {message}"
 
 
 def _known(location: tuple[Any, ...]) -> str:
@@ -119,11 +128,9 @@ def _known(location: tuple[Any, ...]) -> str:
 def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read and validate ``params.yaml`` of the current folder."""
     try:
-        content = YAML(typ="safe").load(path)
+        content = read_yaml(path, str(path))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run from the root of the repository") from None
-    except YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     return parse(content, str(path))
 
 

@@ -19,6 +19,7 @@ from stages.entry import entry
 from stages.params import load_params
 from transcoders.errors import UserError
 from transcoders.files import replacing
+from transcoders.tables import read_csv
 
 # Every plot of the page carries its whole table, and a chart is about 500 pixels wide.
 POINTS_PER_CURVE = 200
@@ -36,7 +37,7 @@ def run(run_names: Sequence[str], root: Path) -> None:
     groups = stack({name: read_table(root / f"data/groups/{name}.csv", f"evaluate@{name}") for name in run_names})
     overlap = stack({name: read_table(root / f"data/overlap/{name}.csv", f"evaluate@{name}") for name in run_names})
     scores = stack({name: read_table(root / f"data/scores/{name}.csv", f"features@{name}") for name in run_names})
-    prefixes = by_prefix(groups, pd.read_csv(root / "data/pruned.csv"))
+    prefixes = by_prefix(groups, read_csv(root / "data/pruned.csv", "compare"))
     curves = stack({name: thin(history) for name, history in histories.items()})
     density = stack({name: shares(table) for name, table in densities.items()})
 
@@ -71,12 +72,7 @@ def run(run_names: Sequence[str], root: Path) -> None:
 
 def read_table(path: Path, stage: str) -> pd.DataFrame:
     """Read a CSV that ``stage`` writes."""
-    try:
-        table = pd.read_csv(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; `dvc repro {stage}` writes it") from None
-    except pd.errors.EmptyDataError:
-        table = pd.DataFrame()
+    table = read_csv(path, stage)
     if table.empty:
         raise UserError(f"{path}: no rows; write it anew with `dvc repro -f {stage}`")
     return table

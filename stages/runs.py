@@ -2,17 +2,17 @@
 
 import argparse
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 
 from transcoders.activations.recompute import open_store
 from transcoders.activations.split import PARTS, documents_of
 from transcoders.activations.store import Store
-from transcoders.files import sha256_of
+from transcoders.files import read_json, sha256_of
+from transcoders.tables import read_parquet
 
 SPLIT = Path("data/split.parquet")
 MODEL = Path("data/model")
@@ -57,9 +57,14 @@ def parse_run(description: str | None) -> Run:
 
 def open_inputs(layer: int, device: torch.device) -> Inputs:
     """The activation store of ``layer``, which recomputes what it lacks on ``device``, and the split."""
-    split = pd.read_parquet(SPLIT)
+    split = read_parquet(SPLIT, "split", ["split"])
     return Inputs(
         open_store(Path(f"data/activations/layer_{layer}.zarr"), MODEL, device),
         {part: documents_of(split, part) for part in PARTS},
         sha256_of(SPLIT)[:16],
     )
+
+
+def read_metrics(kind: str, name: str, stage: str | None = None, root: Path = Path()) -> dict[str, Any]:
+    """``metrics/<kind>/<name>.json``, which ``stage`` (``kind``, if not given) wrote."""
+    return read_json(root / "metrics" / kind / f"{name}.json", f"run `dvc repro -f {stage or kind}@{name}`")

@@ -3,20 +3,17 @@
 import argparse
 from pathlib import Path
 
-import pandas as pd
-
 from stages.entry import entry
 from stages.params import load_params
 from transcoders.activations.split import split_documents
-from transcoders.files import replacing
+from transcoders.tables import read_parquet, write_parquet
 
 
 def run() -> None:
     """data/documents.parquet -> data/split.parquet."""
     settings = load_params().split
-    documents = pd.read_parquet("data/documents.parquet")
-    with replacing(Path("data/split.parquet")) as path:
-        split_documents(documents, settings).to_parquet(path)
+    documents = read_parquet(Path("data/documents.parquet"), "collect", ["title", "tokens"])
+    write_parquet(split_documents(documents, settings), Path("data/split.parquet"))
 
 
 if __name__ == "__main__":

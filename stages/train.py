@@ -5,13 +5,15 @@ import logging
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from stages.entry import entry
@@ -75,11 +77,14 @@ def _run(params: Params, which: Run, device: torch.device, ranks: Ranks) -> None
         trainer = Trainer(model, reader, settings, variant, start, validation, checkpoint, ranks)
         live[trainer] = Path("data/live") / f"{run.name}.csv"
     trainers = list(live)
-    result = train_together(trainers, lambda trainer: _write_history(trainer.history, live[trainer]))[0]
-    _write_model(which, trainers[0].model, result, ranks)
-    if ranks.first:
-        _write_metrics(which, result)
-    trainers[0].forget()
+    with ExitStack() as locks:
+        for run in runs if ranks.first else ():
+            locks.enter_context(_alone(run))
+        result = train_together(trainers, lambda trainer: _write_history(trainer.history, live[trainer]))[0]
+        _write_model(which, trainers[0].model, result, ranks)
+        if ranks.first:
+            _write_metrics(which, result)
+        trainers[0].forget()
 
 
 def _others(params: Params, which: Run) -> list[Run]:
@@ -95,6 +100,20 @@ def _others(params: Params, which: Run) -> list[Run]:
     if due:
         log.info("distributed.together: %s too, for the stages that follow", ", ".join(run.name for run in due))
     return due
+
+
+@contextmanager
+def _alone(which: Run) -> Iterator[None]:
+    """Keep a second process off this run's outputs."""
+    which.folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(which.folder.parent / f".{which.name}.lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(
+            f"{which.name}: another process is training this very run; wait until it is done, or stop it and rerun to "
+            "continue where it was"
+        ) from None
 
 
 def _config(params: Params, which: Run, inputs: Inputs, statistics: initialise.Statistics) -> TranscoderConfig:

@@ -1,13 +1,13 @@
 """``python -m transcoders export RUN --to saelens|circuit-tracer|sparsify|hub [--out DIR]``."""
 
 import argparse
-import json
 import logging
 import sys
 from pathlib import Path
 
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.errors import UserError
+from transcoders.errors import UserError, line_on_files
+from transcoders.files import read_json
 from transcoders.formats.export import README, TARGETS, Trained, export, samples_of
 from transcoders.formats.hub import upload
 from transcoders.places import name_of, place, shown, sizes
@@ -32,6 +32,11 @@ def main() -> None:
         run(parser.parse_args())
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        line = line_on_files(error)
+        if line is None:
+            raise
+        sys.exit(f"error: {line}")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -48,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     runs = []
     for folder, name in zip(folders, names, strict=True):
         model, file = Transcoder.load(folder), arguments.metrics / "evaluate" / f"{name}.json"
-        metrics = json.loads(file.read_text()) if file.is_file() else None
+        metrics = read_json(file, f"run `dvc repro evaluate@{name}`") if file.is_file() else None
         runs.append(Trained(name, model, samples_of(arguments.data, model), metrics))
     export(runs, arguments.to, out)
     log.info("wrote %s", said)

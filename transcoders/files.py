@@ -1,14 +1,26 @@
 """Whole files or none: everything is written beside its place and moved there when complete."""
 
+import errno
+import glob
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from transcoders.errors import UserError
+
+OS_ERROR = re.compile(r"(?:\(os error |\[Errno )(\d+)")
+"""How safetensors and shutil.copytree say, in the middle of a message, what the operating system refused."""
 
 
 @contextmanager
@@ -16,19 +28,57 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it becomes ``path`` if the block succeeds.
 
     Works for a file and for a directory. After an exception (a full disk, Ctrl-C) ``path`` is as
-    it was before and the temporary is gone.
+    it was before and the temporary is gone; what a killed process left is removed by the next.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary, old = (path.parent / f".{path.name}.{platform.node()}.{os.getpid()}.{end}" for end in ("tmp", "old.tmp"))
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(platform.node())}.*.tmp"):
+        if not _is_another(left.name.split(".")[-2 - left.name.endswith(".old.tmp")]):
+            _remove(left)
     try:
         yield temporary
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        _move(temporary, path, old)
+    except Exception as error:
+        refused = OS_ERROR.search(str(error))
+        if getattr(error, "errno", None) is not None or refused is None:
+            raise
+        raise OSError(int(refused[1]), os.strerror(int(refused[1])), str(path)) from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
+        _remove(old)
+
+
+def _move(temporary: Path, path: Path, old: Path) -> None:
+    while True:
+        if path.is_dir():
+            _remove(old)
+            with suppress(FileNotFoundError):
+                os.replace(path, old)  # at once: a folder that is half removed would look like a whole one
+        try:
+            os.replace(temporary, path)
+            return
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:  # another process put its folder there just now
+                raise
+
+
+def _is_another(pid: str) -> bool:
+    """Whether a process other than this one has this number."""
+    if pid == str(os.getpid()) or not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -36,6 +86,34 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=2, allow_nan=False)
     with replacing(path) as temporary:
         temporary.write_text(text + "\n")
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: it is missing, damaged, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{path}: not readable JSON ({error}); {remedy}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no JSON object; {remedy}")
+    return content
+
+
+def read_yaml(path: Path, name: str) -> Any:
+    """What a YAML file holds, in plain types; ``name`` is what messages call it.
+
+    Raises:
+        UserError: it is not valid YAML.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        return YAML(typ="safe").load(path)
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def rounded(metrics: Mapping[str, float]) -> dict[str, float]:

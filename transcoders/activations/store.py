@@ -25,7 +25,7 @@ from torch import Tensor
 from zarr.codecs import BloscCodec, ZstdCodec
 from zarr.errors import GroupNotFoundError
 
-from transcoders.errors import UserError
+from transcoders.errors import DAMAGE, UserError
 from transcoders.files import cache_folder, fingerprint, write_json
 from transcoders.places import Place, place, read_bytes, shown, sizes, told, zarr_store
 
@@ -194,37 +194,43 @@ class Store:
         path = self.path = self._place if isinstance(self._place, Path) else shown(self._place)
         self.requests = 1 if here else 16
         """Reads that gain from being made at a time: at a URL most of each is waiting for the answer."""
-        remedy = f"remove it and run `dvc repro {'' if here else '--force '}collect`"
+        self._remedy = f"remove it and run `dvc repro {'' if here else '--force '}collect`"
         try:
             with told(self._place):
                 root = zarr.open_group(zarr_store(self._place, read_only=True), mode="r")
         except (GroupNotFoundError, FileNotFoundError):
             raise UserError(f"{path}: there is no activation store; run `dvc repro collect`") from None
-        except (ValueError, KeyError, OSError) as error:
-            raise UserError(f"{path}: not a readable zarr group ({error}); {remedy}") from error
+        except DAMAGE as error:
+            raise self._damaged("not a readable zarr group", error) from error
         self.attributes: dict[str, Any] = dict(root.attrs)
         self._names = _names(self.attributes)
         self.held = tuple(name for name in ACTIVATIONS if name in self._names)
-        with told(self._place):
-            missing = [name for name in self._names if name not in root]
+        found = sizes(self._place)
+        missing = [name for name in self._names if f"{name}/zarr.json" not in found]
         if self.attributes.get("schema") != SCHEMA or missing:
             raise UserError(
                 f"{path}: a zarr group, but not an activation store of schema {SCHEMA} "
-                f"(schema {self.attributes.get('schema')}, missing arrays: {missing}); {remedy}"
+                f"(schema {self.attributes.get('schema')}, missing arrays: {missing}); {self._remedy}"
             )
-        if not self.attributes["complete"]:
+        if not self.attributes.get("complete"):
             raise UserError(f"{path}: the activation store is unfinished; run `dvc repro collect`")
         self._root = root
         self._arrays: dict[str, zarr.Array[Any]] = {}
-        self.tokens = int(self.attributes["tokens"])
-        self.d_model = int(self.attributes["d_model"])
-        self._check_shards(remedy)
+        try:
+            self.tokens = int(self.attributes["tokens"])
+            self.d_model = int(self.attributes["d_model"])
+            self._check_shards(found)
+        except DAMAGE as error:
+            raise self._damaged("damaged", error) from error
 
     @staticmethod
     def is_complete(path: Place) -> bool:
         """Whether a finished store lies at ``path``."""
         content = read_bytes(path, "zarr.json")
-        return content is not None and bool(json.loads(content)["attributes"].get("complete"))
+        try:
+            return content is not None and bool(json.loads(content)["attributes"].get("complete"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False  # damaged: collect writes it anew
 
     def _array(self, name: str) -> "zarr.Array[Any]":
         if name not in self._arrays:
@@ -233,26 +239,34 @@ class Store:
             self._arrays[name] = array
         return self._arrays[name]
 
-    def _check_shards(self, remedy: str) -> None:
+    def _check_shards(self, found: Mapping[str, int]) -> None:
         """An absent zarr chunk reads as zeros, so absence and truncation must be looked for."""
-        found = sizes(self._place)
         for name in self._names:
             array = self._array(name)
             step = (array.shards or array.chunks)[0]
-            if array.shape[0] != self.tokens:
-                raise UserError(f"{self.path}: {name} has {array.shape[0]} rows, not {self.tokens}; {remedy}")
+            expected = (self.tokens, self.d_model) if name in ACTIVATIONS else (self.tokens,)
+            if array.shape != expected:
+                raise UserError(
+                    f"{self.path}: {name} is {list(array.shape)}, expected {list(expected)}; {self._remedy}"
+                )
             for index in range(-(-self.tokens // step)):
                 file = "/".join([name, "c", str(index)] + ["0"] * (array.ndim - 1))
                 row_bytes = array.dtype.itemsize * int(np.prod(array.shape[1:]))
                 rows = min(step, self.tokens - index * step)
                 if found.get(file, -1) < (1 if array.compressors else rows * row_bytes):
-                    raise UserError(f"{self.path}: {name} is truncated at shard {index}; {remedy}")
+                    raise UserError(f"{self.path}: {name} is truncated at shard {index}; {self._remedy}")
             if array.compressors and _stored(name, found) != self.attributes["compressed_bytes"][name]:
-                raise UserError(f"{self.path}: {name} is truncated or was changed; {remedy}")
+                raise UserError(f"{self.path}: {name} is truncated or was changed; {self._remedy}")
 
     def _read(self, name: str, start: int, stop: int | None) -> NDArray[Any]:
-        with told(self._place):
-            return np.asarray(self._array(name)[start:stop])
+        try:
+            with told(self._place):
+                return np.asarray(self._array(name)[start:stop])
+        except DAMAGE as error:
+            raise self._damaged(f"{name} is damaged", error) from error
+
+    def _damaged(self, what: str, error: BaseException) -> UserError:
+        return UserError(f"{self.path}: {what} ({' '.join(str(error).split())}); {self._remedy}")
 
     def labels(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.int32]:
         """``token``, ``document``, ``position`` or ``context`` of rows [start, stop)."""
@@ -285,9 +299,12 @@ def _target(folder: Place, pointer: bytes) -> Place:
     Raises:
         UserError: it is gone, or another store is there.
     """
-    said = json.loads(pointer)
-    url = place(said["url"])
-    if digest(url) != said["sha256"]:
+    try:
+        said = json.loads(pointer)
+        url, expected = place(said["url"]), said["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: {POINTER} is damaged ({error}); run `dvc repro --force collect`") from None
+    if digest(url) != expected:
         raise UserError(
             f"{folder}: the store at {url} is gone, or no longer the one that was collected; put it back, or "
             "run `dvc repro --force collect`"

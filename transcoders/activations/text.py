@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transcoders.activations.settings import TextSettings
-from transcoders.errors import UserError
+from transcoders.errors import DAMAGE, UserError
 
 
 class Document(NamedTuple):
@@ -56,47 +56,60 @@ def _wikipedia() -> Iterator[Document]:
 def _plain(path: Path, _column: str) -> Iterator[Document]:
     block: list[str] = []
     number = 0
-    with path.open(encoding="utf-8") as file:
-        for line in chain(file, ["\n"]):
-            if line.strip():
-                block.append(line)
-            elif block:
-                yield Document(f"{path.name}:{number}", "".join(block))
-                block, number = [], number + 1
+    for line in chain(_lines(path), ["\n"]):
+        if line.strip():
+            block.append(line)
+        elif block:
+            yield Document(f"{path.name}:{number}", "".join(block))
+            block, number = [], number + 1
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from file
+    except UnicodeDecodeError as error:
+        raise UserError(f"collect.text.path: {path} is not UTF-8 ({error}); convert it") from None
+
+
+def _document(title: str, text: Any, column: str) -> Document:
+    """Numbers and nulls are refused: a model would read them as the words "3" and "None"."""
+    if not isinstance(text, str):
+        raise UserError(f"collect.text: {column!r} of {title} is {str(text)[:50]!r}, not text; remove it or convert it")
+    return Document(title, text)
 
 
 def _jsonl(path: Path, column: str) -> Iterator[Document]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line)[column]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"collect.text: line {number} of {path} is not a JSON object with the field "
-                    f"{column!r}; mend the line or set collect.text.column"
-                ) from error
-            yield Document(f"{path.name}:{number}", str(text))
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)[column]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"collect.text: line {number} of {path} is not a JSON object with the field "
+                f"{column!r}; mend the line or set collect.text.column"
+            ) from error
+        yield _document(f"{path.name}:{number}", text, column)
 
 
 def _parquet(path: Path, column: str) -> Iterator[Document]:
-    import pyarrow.lib
     import pyarrow.parquet as pq
 
+    number = 0
     try:
         file = pq.ParquetFile(path)
-    except pyarrow.lib.ArrowInvalid as error:
-        raise UserError(f"collect.text.path: {path} is not a parquet file ({error})") from error
-    if column not in file.schema_arrow.names:
-        raise UserError(
-            f"collect.text.column: {path} has no column {column!r}; it has " + ", ".join(file.schema_arrow.names)
-        )
-    number = 0
-    for batch in file.iter_batches(batch_size=256, columns=[column]):
-        for text in batch.column(0).to_pylist():
-            yield Document(f"{path.name}:{number}", text)
-            number += 1
+        if column not in file.schema_arrow.names:
+            raise UserError(
+                f"collect.text.column: {path} has no column {column!r}; it has " + ", ".join(file.schema_arrow.names)
+            )
+        for batch in file.iter_batches(batch_size=256, columns=[column]):
+            for text in batch.column(0).to_pylist():
+                yield _document(f"{path.name}:{number}", text, column)
+                number += 1
+    except DAMAGE as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"collect.text.path: {path} is not a parquet file, or not a whole one ({reason})") from error
 
 
 def _hub(settings: TextSettings) -> Iterator[Document]:
@@ -116,7 +129,7 @@ def _hub(settings: TextSettings) -> Iterator[Document]:
                 raise UserError(
                     f"collect.text.column: {settings.path!r} has no column {settings.column!r}; it has {', '.join(row)}"
                 )
-            yield Document(f"{settings.path}:{number}", row[settings.column])
+            yield _document(f"{settings.path}:{number}", row[settings.column], settings.column)
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise UserError(
             f"collect.text.path: could not stream {settings.path!r} from the Hugging Face Hub "

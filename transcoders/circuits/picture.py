@@ -117,7 +117,8 @@ def index_page(rows: Sequence[Mapping[str, Any]], title: str) -> str:
     head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in ("prompt", "task", "transcoders", *names))
     body = []
     for row in rows:
-        link = f"<a href='{row['variant']}-{row['prompt']}.html'>{escape(row['prompt'])}</a>"
+        file = escape(f"{row['variant']}-{row['prompt']}.html")
+        link = f"<a href='{file}'>{escape(row['prompt'])}</a>"
         cells = [link, escape(row["task"]), escape(row["variant"])]
         cells += [f"{row[name]:.4g}" if name in row else "–" for name in names]
         body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")

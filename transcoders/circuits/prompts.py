@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from pydantic import Field, TypeAdapter, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from transcoders.errors import UserError
+from transcoders.files import read_yaml
 from transcoders.settings import Settings
 
 
@@ -28,11 +27,9 @@ def read_prompts(path: Path) -> list[Prompt]:
         UserError: there is no such file, or it holds something else.
     """
     try:
-        prompts = TypeAdapter(list[Prompt]).validate_python(YAML(typ="safe").load(path))
+        prompts = TypeAdapter(list[Prompt]).validate_python(read_yaml(path, f"circuits.prompts: {path}"))
     except FileNotFoundError:
         raise UserError(f"circuits.prompts: {path}: no such file") from None
-    except YAMLError as error:
-        raise UserError(f"circuits.prompts: {path}: not valid YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -9,14 +9,14 @@ from typing import Any, Literal, NamedTuple, Self, cast
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from transcoders import kernels
 from transcoders.distributed.ranks import Team
-from transcoders.errors import UserError
+from transcoders.errors import DAMAGE, UserError
 from transcoders.files import replacing, write_json
 from transcoders.kernels import Backend, SparseLatents
 from transcoders.places import place, writing
@@ -269,7 +269,7 @@ class Transcoder(nn.Module):
         try:
             config = TranscoderConfig.model_validate(json.loads((folder / CONFIG).read_text()))
             tensors = load_file(folder / WEIGHTS, device=str(device))
-        except (ValidationError, json.JSONDecodeError, SafetensorError) as error:
+        except (*DAMAGE, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{folder}: not a readable transcoder ({reason}); train it again") from None
         found = {name: tuple(value.shape) for name, value in tensors.items()}

@@ -181,7 +181,7 @@ def _nothing(tokens: int) -> SparseLatents:
 
 
 def _good(probes: Probes, settings: AbsorptionSettings) -> list[int]:
-    kept = [i for i, f1 in enumerate(probes.f1.tolist()) if f1 >= settings.least_probe_f1]
+    kept = [i for i, f1 in enumerate(probes.f1.tolist()) if f1 >= settings.least_probe_f1 and f1 > 0]
     if not kept:
         best = int(probes.f1.argmax())
         raise UserError(

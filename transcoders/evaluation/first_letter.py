@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from transcoders.activations.capture import forward
 from transcoders.activations.taps import Tap
-from transcoders.errors import UserError
+from transcoders.errors import DAMAGE, UserError
 from transcoders.evaluation.absorption_settings import AbsorptionSettings
 from transcoders.files import replacing
 
@@ -188,8 +188,8 @@ def load_task(path: Path) -> tuple[Task, Probes]:
         with safe_open(path, "pt") as file:
             names = json.loads(file.metadata()["words"])
             value = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (FileNotFoundError, SafetensorError) as error:
+        task = Task(names["words"], value["x"], value["y"], value["test"])
+        return task, Probes(names["letters"], value["direction"], value["right"], value["f1"])
+    except (*DAMAGE, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not readable ({reason}); remove it and run `dvc repro words`") from None
-    task = Task(names["words"], value["x"], value["y"], value["test"])
-    return task, Probes(names["letters"], value["direction"], value["right"], value["f1"])

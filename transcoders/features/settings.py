@@ -14,14 +14,14 @@ class OpenAISettings(Settings):
     """Latents to describe, evenly spread over the living ones; the others keep their statistics."""
     concurrency: int = Field(default=8, gt=0)
     """Requests at a time."""
-    timeout: float = Field(default=60.0, gt=0, strict=False)
+    timeout: float = Field(default=60.0, gt=0)
     """Seconds to wait for an answer."""
     retries: int = Field(default=5, ge=0)
     """After a timeout, status 429 or 5xx, or an answer that cannot be read; waits double from 1 s."""
-    max_usd: float = Field(default=1.0, gt=0, strict=False)
+    max_usd: float = Field(default=1.0, gt=0)
     """The stage stops before it spends more; answers are kept, so that a rerun asks only what is left."""
-    usd_per_million_input: float = Field(default=0.5, ge=0, strict=False)
-    usd_per_million_output: float = Field(default=2.0, ge=0, strict=False)
+    usd_per_million_input: float = Field(default=0.5, ge=0)
+    usd_per_million_output: float = Field(default=2.0, ge=0)
 
 
 class DescribeSettings(Settings):

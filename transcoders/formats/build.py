@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from transcoders.dictionary.transcoder import Encoder, Transcoder, TranscoderConfig
@@ -39,10 +40,14 @@ def build(
         if len(shapes[name]) != 1:
             raise UserError(f"{weights.path}: {layout[name].name} is {list(shapes[name])}, expected one dimension")
     d_in = _d_in(weights, layout, shapes)
-    config = TranscoderConfig(
-        encoder=encoder, d_in=d_in, d_out=shapes["b_dec"][0], d_hidden=shapes["b_enc"][0],
-        k=shapes["b_enc"][0] if k is None else k, skip="W_skip" in layout, provenance=dict(provenance),
-    )  # fmt: skip
+    try:
+        config = TranscoderConfig(
+            encoder=encoder, d_in=d_in, d_out=shapes["b_dec"][0], d_hidden=shapes["b_enc"][0],
+            k=shapes["b_enc"][0] if k is None else k, skip="W_skip" in layout, provenance=dict(provenance),
+        )  # fmt: skip
+    except ValidationError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{weights.path}: sizes that no transcoder has ({reason})") from None
     with torch.device("meta"):
         model = Transcoder(config)
     for name, parameter in model.named_parameters():

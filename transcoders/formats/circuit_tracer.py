@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from safetensors.torch import save_file
 
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.errors import UserError
-from transcoders.files import replacing
+from transcoders.files import read_yaml, replacing
 from transcoders.formats.build import Stored, build
 from transcoders.formats.locate import Source
 from transcoders.formats.weights import open_weights
@@ -27,13 +26,12 @@ HOOKS = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "hook_mlp_o
 def read(source: Source, device: torch.device | str) -> Transcoder:
     """One layer of a set; ``source.folder`` is the file itself."""
     file = source.folder
-    try:
-        said = YAML(typ="safe").load(file.parent / CONFIG)
-    except YAMLError as error:
-        raise UserError(f"{file.parent / CONFIG}: not valid YAML: {' '.join(str(error).split())}") from None
+    said = read_yaml(file.parent / CONFIG, str(file.parent / CONFIG))
     for key in HOOKS:
-        if not isinstance(said, dict) or key not in said:
+        if not isinstance(said, dict) or not isinstance(said.get(key), str):
             raise UserError(f"{file.parent / CONFIG}: {key} is missing; it says what the transcoders read and predict")
+    if not isinstance(said.get("model_name"), str | None):
+        raise UserError(f"{file.parent / CONFIG}: model_name is no text; correct it")
     weights = open_weights(file)
     jumps = THRESHOLD["threshold"].name in weights.tensors
     layout = TENSORS | (THRESHOLD if jumps else {}) | (SKIP if "W_skip" in weights.tensors else {})

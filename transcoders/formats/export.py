@@ -17,6 +17,7 @@ from transcoders.formats import circuit_tracer, saelens, sparsify
 from transcoders.formats.card import card
 from transcoders.formats.convert import Exported, Samples, as_thresholded, as_topk, folded
 from transcoders.places import Place, name_of, writing
+from transcoders.tables import read_parquet
 
 Target = Literal["saelens", "circuit-tracer", "sparsify", "hub"]
 TARGETS: tuple[Target, ...] = ("saelens", "circuit-tracer", "sparsify", "hub")
@@ -83,13 +84,11 @@ def _by_layer(done: Mapping[str, Exported]) -> dict[int, Transcoder]:
 
 def samples_of(data: Path, model: Transcoder) -> Samples | None:
     """Training activations to calibrate on and test ones to measure on, from ``data`` as the pipeline leaves it."""
-    import pandas as pd
-
     path, split = data / f"activations/layer_{model.config.provenance.get('layer')}.zarr", data / "split.parquet"
     if not path.exists() or not split.is_file():
         return None
     device = torch.device("cpu")
-    store, parts = open_store(path, data / "model", device), pd.read_parquet(split)
+    store, parts = open_store(path, data / "model", device), read_parquet(split, "split", ["split"])
     if store.attributes["model_hash"] != model.config.provenance.get("model_hash"):
         raise UserError(f"{path}: holds activations of another model than the transcoder's; give the right --data")
     return Samples(

@@ -7,9 +7,10 @@ import torch
 
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.errors import UserError
+from transcoders.files import read_json
 from transcoders.formats.build import Stored, build
 from transcoders.formats.locate import Source
-from transcoders.formats.weights import open_weights, read_json
+from transcoders.formats.weights import DOWNLOAD, open_weights
 
 FIRST = {
     "W_enc": Stored("W_enc", transposed=True),
@@ -83,7 +84,11 @@ def _config(source: Source) -> dict[str, Any]:
         "affine_connection": bool(re.search(r"_affine/?$", source.path)),
     }
     file = source.folder / "config.json"
-    config = inferred | (read_json(file) if file.is_file() else {})
+    config = inferred | (read_json(file, DOWNLOAD) if file.is_file() else {})
+    for key, value in config.items():
+        optional = key == "model_name" and value is None
+        if key in inferred and not optional and type(value) is not (bool if key == "affine_connection" else str):
+            raise UserError(f"{file}: {key} is {value!r}; expected a {'truth value' if key[0] == 'a' else 'text'}")
     if config["architecture"] != "jump_relu":
         raise UserError(f"{file}: architecture is {config['architecture']!r}; known: 'jump_relu'")
     return config

@@ -8,10 +8,10 @@ from safetensors.torch import save_file
 
 from transcoders.dictionary.transcoder import Encoder, Transcoder
 from transcoders.errors import UserError
-from transcoders.files import replacing, write_json
+from transcoders.files import read_json, replacing, write_json
 from transcoders.formats.build import Stored, build
 from transcoders.formats.locate import Source
-from transcoders.formats.weights import open_weights, read_json
+from transcoders.formats.weights import DOWNLOAD, open_weights
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 TENSORS = {
@@ -38,9 +38,9 @@ def read(source: Source, device: torch.device | str) -> Transcoder:
     Raises:
         UserError: its architecture is no transcoder's, or it normalises or reshapes activations.
     """
-    config = read_json(source.folder / CONFIG)
+    config = read_json(source.folder / CONFIG, DOWNLOAD)
     architecture = config.get("architecture")
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise UserError(
             f"{source.name}: architecture is {architecture!r}; transcoders in SAELens are "
             f"{', '.join(ARCHITECTURES)} (an autoencoder maps a place to itself and replaces no MLP)"
@@ -59,6 +59,8 @@ def read(source: Source, device: torch.device | str) -> Transcoder:
 
 def _provenance(config: dict[str, Any], source: Source) -> dict[str, Any]:
     said = config.get("metadata") or {}
+    if not isinstance(said, dict):
+        raise UserError(f"{source.name}: metadata in {CONFIG} is no object; expected one with model_name and hook_name")
     hook = str(said.get("hook_name") or "")
     parts = [int(part) for part in hook.split(".") if part.isdigit()]
     return {

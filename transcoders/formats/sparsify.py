@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.errors import UserError
-from transcoders.files import replacing, write_json
+from transcoders.files import read_json, replacing, write_json
 from transcoders.formats.build import Stored, build
 from transcoders.formats.locate import Source
-from transcoders.formats.weights import open_weights, read_json
+from transcoders.formats.weights import DOWNLOAD, open_weights
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 TENSORS = {
@@ -31,7 +31,7 @@ def read(source: Source, device: torch.device | str) -> Transcoder:
     Raises:
         UserError: it is an autoencoder, or its activation is unknown.
     """
-    config = read_json(source.folder / CONFIG)
+    config = read_json(source.folder / CONFIG, DOWNLOAD)
     if config.get("transcode") is not True:
         raise UserError(f"{source.name}: transcode is not true: an autoencoder maps a place to itself, not x to y")
     activation = config.get("activation", "topk")

@@ -3,21 +3,27 @@
 Nothing here unpickles: npz members are parsed by numpy's header reader, never by ``pickle``.
 """
 
-import json
+import math
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from transcoders.errors import UserError
+from transcoders.errors import DAMAGE, UserError
 
+DOWNLOAD = "delete it and download it again"
 PIECE_BYTES = 16 << 20
 Shape = tuple[int, ...]
+BROKEN = (*DAMAGE, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What reading a broken zip file raises."""
+MOST_DEFLATED = 1032
+"""Deflate makes nothing smaller than by this factor."""
 
 
 class Stored(NamedTuple):
@@ -61,7 +67,7 @@ class SafeTensors:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 — not a dict
                 self.tensors = {n: Stored(tuple(s.get_shape()), _dtype(s.get_dtype(), path)) for n, s in slices.items()}
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not whole safetensors ({error}); delete it and download it again") from None
+            raise UserError(f"{path}: not whole safetensors ({error}); {DOWNLOAD}") from None
 
     def pieces(self, name: str) -> Iterable[tuple[slice, Tensor]]:
         """See ``Weights``."""
@@ -91,8 +97,8 @@ class Npz:
             with zipfile.ZipFile(path) as archive:
                 for member in archive.namelist():
                     self.tensors[member.removesuffix(".npy")] = self._header(archive, member)
-        except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-            raise UserError(f"{path}: not a whole npz file ({error}); delete it and download it again") from None
+        except BROKEN as error:
+            raise UserError(f"{path}: not a whole npz file ({error}); {DOWNLOAD}") from None
 
     def _header(self, archive: zipfile.ZipFile, member: str) -> Stored:
         with archive.open(member) as file:
@@ -105,6 +111,10 @@ class Npz:
             raise UserError(f"{self.path}: {member} holds pickled objects and is not opened; ask for safetensors")
         if dtype not in (np.float64, np.float32, np.float16):
             raise UserError(f"{self.path}: {member} holds numbers of type {dtype}; expected floating point")
+        held = archive.getinfo(member)
+        claimed = math.prod(shape) * dtype.itemsize
+        if min(shape, default=1) < 0 or claimed > min(held.file_size, MOST_DEFLATED * held.compress_size):
+            raise ValueError(f"{member} claims {list(shape)} numbers, which it has no room for")
         return Stored(shape, getattr(torch, str(dtype)))
 
     def pieces(self, name: str) -> Iterable[tuple[slice, Tensor]]:
@@ -112,19 +122,8 @@ class Npz:
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
                 array = np.lib.format.read_array(file, allow_pickle=False)
-        except (zipfile.BadZipFile, EOFError, ValueError) as error:
+        except BROKEN as error:
             raise UserError(
                 f"{self.path}: {name} is damaged ({error}); delete the file and download it again"
             ) from None
         yield slice(0, len(array)), torch.from_numpy(array)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not readable JSON ({error}); delete it and download it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object; expected one with the transcoder's settings")
-    return content
