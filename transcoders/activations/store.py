@@ -12,6 +12,7 @@ that is in there, as long as that is the very store which it was written for.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,7 @@ class Store:
             self._place = _target(path, pointer)
         here = isinstance(self._place, Path)
         path = self.path = self._place if isinstance(self._place, Path) else shown(self._place)
-        self.requests = 1 if here else 16
+        self.requests = min(8, -(-(os.cpu_count() or 1) // 4)) if here else 16
         """Reads that gain from being made at a time: at a URL most of each is waiting for the answer."""
         self._remedy = f"remove it and run `dvc repro {'' if here else '--force '}collect`"
         try:
