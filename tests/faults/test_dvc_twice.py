@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkout import ROOT, Checkout
-from conftest import Undisturbed
+from checkout import ROOT, Checkout, Undisturbed
 from test_secrets import SECRETS, clean
 
 GOAL = "train@plt-1-0"
