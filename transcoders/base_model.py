@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from transcoders.errors import UserError
@@ -106,9 +107,21 @@ def _download(settings: ModelSettings, folder: Path) -> dict[str, str]:
     return {"source": "hub"}
 
 
+def _pretrained(kind: Any, folder: Path, **options: Any) -> Any:
+    """Never by code that lies in the folder: without the option, transformers asks whether to run it."""
+    try:
+        return kind.from_pretrained(folder, trust_remote_code=False, **options)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"model.name: the model in {folder} cannot be loaded ({reason}); remove the folder and run "
+            "`dvc repro model`, or choose another model"
+        ) from error
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a fetched model; it must know a BOS token."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = _pretrained(AutoTokenizer, folder)
     if tokenizer.bos_token_id is None:
         raise UserError(f"model.name: the tokenizer in {folder} has no BOS token, which contexts need")
     return tokenizer
@@ -116,7 +129,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 def load_model(folder: Path, device: torch.device) -> Any:
     """Load a fetched model as its Hugging Face class, in float32."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = _pretrained(AutoModelForCausalLM, folder, dtype=torch.float32)
     return model.to(device).eval()
 
 
@@ -133,10 +146,13 @@ def load_bridge(folder: Path, device: torch.device) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
     try:
-        bridge: Any = TransformerBridge.boot_transformers(str(folder), dtype=torch.float32, device=str(device))
-    except (OSError, ValueError) as error:
+        bridge: Any = TransformerBridge.boot_transformers(
+            str(folder), dtype=torch.float32, device=str(device), trust_remote_code=False
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"model.name: TransformerLens cannot load the model in {folder} ({error}); "
+            f"model.name: TransformerLens cannot load the model in {folder} ({reason}); "
             "remove the folder and run `dvc repro model`, or choose another model"
         ) from error
     bridge.eval()

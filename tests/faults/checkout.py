@@ -35,6 +35,8 @@ STAGES = {
     "plot": ("stages.plot",),
 }
 """In the order of their dependencies."""
+FEW = ("model", "collect", "split", "train-plt", "features-plt")
+"""The stages that write most, and what they read."""
 OUTS = {
     "model": ["data/model"],
     "collect": ["data/activations", "data/documents.parquet", "data/contexts.parquet", "metrics/collect.json"],
@@ -98,6 +100,14 @@ class Checkout(NamedTuple):
         root = self.root.parent / name
         shutil.copytree(self.root, root / "checkout", symlinks=True)
         return Checkout(root / "checkout", root / "cache", self.forks)
+
+
+class Undisturbed(NamedTuple):
+    """A checkout after its stages, the seconds that each took, and its outputs."""
+
+    checkout: Checkout
+    seconds: dict[str, float]
+    files: dict[str, bytes]
 
 
 def walk(folder: Path) -> Iterator[Path]:

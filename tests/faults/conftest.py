@@ -1,22 +1,10 @@
 """What the tests of faults share: forked stages, and what an undisturbed run leaves."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import pytest
-from checkout import STAGES, Checkout, make
+from checkout import FEW, STAGES, Checkout, Undisturbed, make
 from forks import Forks
-
-FEW = ("model", "collect", "split", "train-plt", "features-plt")
-"""The stages that write most, and what they read."""
-
-
-class Undisturbed(NamedTuple):
-    """A checkout after its stages, the seconds that each took, and its outputs."""
-
-    checkout: Checkout
-    seconds: dict[str, float]
-    files: dict[str, bytes]
 
 
 @pytest.fixture(scope="session")

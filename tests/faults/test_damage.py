@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Undisturbed
+from checkout import Undisturbed
 
 from stages.params import load_params
 from transcoders import Transcoder

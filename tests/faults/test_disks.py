@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from checkout import Checkout
-from conftest import FEW, Undisturbed
+from checkout import FEW, Checkout, Undisturbed
 from test_kills import nothing_half, same, same_times
 
 RDONLY, REMOUNT, DETACH = 1, 32, 2

@@ -5,8 +5,7 @@ import signal
 
 import numpy as np
 import pytest
-from checkout import Checkout
-from conftest import FEW, Undisturbed
+from checkout import FEW, Checkout, Undisturbed
 
 SEED = 7
 

@@ -9,8 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from checkout import ROOT, Checkout
-from conftest import Undisturbed
+from checkout import ROOT, Checkout, Undisturbed
 from features.test_descriptions import Server
 from ruamel.yaml import YAML
 

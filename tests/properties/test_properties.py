@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import assume, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from tests_support import make_store
@@ -30,6 +30,8 @@ from transcoders.formats import circuit_tracer, saelens, sparsify
 from transcoders.formats.convert import folded
 
 ROOT = Path(__file__).parents[2]
+REPEATABLE = settings(derandomize=True, deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
+"""The same examples every time, and no time limit that a busy machine would break."""
 CPU = torch.device("cpu")
 PARAMETERS = YAML(typ="safe").load(ROOT / "params.yaml")
 OTHERS: dict[type, tuple[Any, ...]] = {
@@ -61,7 +63,7 @@ def put(content: Any, path: tuple[Any, ...], value: Any) -> Any:
     seed=st.integers(0, 99), ends=st.tuples(st.integers(0, 320), st.integers(0, 320)),
 )  # fmt: skip
 @example(rows=4097, width=2, dtype="bfloat16", seed=0, ends=(4095, 4097))
-@settings(max_examples=15)
+@settings(REPEATABLE, max_examples=15)
 def test_a_store_gives_back_what_was_put_in(
     rows: int, width: int, dtype: str, seed: int, ends: tuple[int, int]
 ) -> None:
@@ -81,6 +83,7 @@ titles = st.lists(st.text(max_size=8), min_size=60, max_size=150, unique=True)
 
 
 @given(titles, st.floats(0.05, 0.4), st.floats(0.05, 0.4), st.integers(0, 10**6), st.data())
+@REPEATABLE
 def test_a_split_is_a_partition_that_added_documents_do_not_change(
     names: list[str], validation: float, test: float, seed: int, data: st.DataObject
 ) -> None:
@@ -121,7 +124,7 @@ def rows_of_12_000(tmp_path_factory: pytest.TempPathFactory) -> Store:
     chosen=st.sets(st.integers(0, 239), min_size=40), batch=st.integers(100, 700), seed=st.integers(0, 99),
     buffer=st.sampled_from([1, 5000, 10**6]), first=st.integers(0, 60),
 )  # fmt: skip
-@settings(max_examples=20)
+@settings(REPEATABLE, max_examples=20)
 def test_an_epoch_is_a_permutation_and_resuming_gives_the_tail(
     rows_of_12_000: Store, chosen: set[int], batch: int, seed: int, buffer: int, first: int
 ) -> None:
@@ -141,7 +144,7 @@ def test_an_epoch_is_a_permutation_and_resuming_gives_the_tail(
 
 
 @given(st.data())
-@settings(max_examples=120)
+@settings(REPEATABLE, max_examples=120)
 def test_parameters_of_a_wrong_type_are_refused_in_one_line_that_names_them(data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(leaves(PARAMETERS)))
     node: Any = PARAMETERS
@@ -159,6 +162,7 @@ def test_parameters_of_a_wrong_type_are_refused_in_one_line_that_names_them(data
     st.sampled_from([(), *(p for p in leaves(PARAMETERS) if len(p) == 1)]),
     st.from_regex(r"[a-z]{6}x[a-z]", fullmatch=True),
 )
+@REPEATABLE
 def test_unknown_parameters_are_refused_wherever_they_stand(path: tuple[Any, ...], name: str) -> None:
     node: Any = PARAMETERS
     for key in path:
@@ -173,6 +177,7 @@ def test_unknown_parameters_are_refused_wherever_they_stand(path: tuple[Any, ...
     st.integers(1, 64), st.integers(64, 10**5), st.floats(1e-6, 1.0), st.integers(0, 2**31),
     st.lists(st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,9}", fullmatch=True), min_size=1, max_size=4, unique=True),
 )  # fmt: skip
+@REPEATABLE
 def test_valid_parameters_survive_a_round_trip(k: int, d_hidden: int, rate: float, seed: int, names: list[str]) -> None:
     content = copy.deepcopy(PARAMETERS)
     content["train"] |= {"k": k, "d_hidden": d_hidden, "learning_rate": rate}
@@ -210,6 +215,7 @@ def model(encoder: str, d: int, d_hidden: int, k: int, skip: bool, seed: int) ->
     st.sampled_from(["ours", "saelens", "sparsify", "circuit-tracer"]), st.integers(1, 9), st.integers(1, 20),
     st.booleans(), st.integers(0, 9), st.data(),
 )  # fmt: skip
+@REPEATABLE
 def test_what_a_format_writes_it_reads_back(
     target: str, d: int, d_hidden: int, skip: bool, seed: int, data: st.DataObject
 ) -> None:
@@ -246,7 +252,7 @@ JUNK = st.recursive(
 
 
 @given(st.sampled_from(["gemma_scope_2", "saelens", "sparsify"]), st.data())
-@settings(max_examples=150)
+@settings(REPEATABLE, max_examples=150)
 def test_no_value_in_a_header_or_config_raises_anything_but_a_line(kind: str, data: st.DataObject) -> None:
     t = foreign.raw(skip=True, threshold=kind != "sparsify", d_in=3, d_out=3, d_hidden=4)
     with tempfile.TemporaryDirectory() as scratch:

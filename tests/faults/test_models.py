@@ -1,0 +1,66 @@
+"""A base model that brings code, or pickles, or half a file."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from checkout import write_model
+
+from transcoders.base_model import fetch_model, load_bridge, load_model, load_tokenizer
+from transcoders.errors import UserError
+from transcoders.settings import ModelSettings
+
+CPU = torch.device("cpu")
+LOADERS = {
+    "tokenizer": load_tokenizer,
+    "model": lambda folder: load_model(folder, CPU),
+    "bridge": lambda folder: load_bridge(folder, CPU),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    write_model(folder)
+    return folder
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("kind", ["gemma3_text", "a_kind_of_its_own"])
+def test_the_code_of_a_model_is_not_run(whole: Path, tmp_path: Path, loader: str, kind: str) -> None:
+    folder, trace = Path(shutil.copytree(whole, tmp_path / "m")), tmp_path / "ran"
+    (folder / "bomb.py").write_text(f"import os\nos.mkdir({str(trace)!r})\n")
+    names = {"AutoConfig": "bomb.C", "AutoModelForCausalLM": "bomb.M", "AutoTokenizer": ["bomb.T", "bomb.T"]}
+    for name in ("config.json", "tokenizer_config.json"):
+        content = json.loads((folder / name).read_text())
+        content |= {"auto_map": names, "model_type": kind, "tokenizer_class": "T"}
+        (folder / name).write_text(json.dumps(content))
+    said = ""
+    try:
+        LOADERS[loader](folder)
+    except UserError as error:
+        said = str(error)
+    assert not trace.exists()
+    assert "\n" not in said
+    assert said.startswith("model.name: ") or kind == "gemma3_text"
+
+
+@pytest.mark.parametrize("loader", ["model", "bridge"])
+def test_half_a_model_is_told_in_one_line(whole: Path, tmp_path: Path, loader: str) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "m"))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"^model\.name: .*run `dvc repro model`") as told:
+        LOADERS[loader](folder)
+    assert "\n" not in str(told.value)
+
+
+def test_pickled_weights_are_refused(whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "m"))
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(UserError, match=r"no safetensors weights.*pickled weights are never loaded"):
+        fetch_model(ModelSettings(name=str(folder)), tmp_path / "fetched")
+    assert not (tmp_path / "fetched").exists()

@@ -1,0 +1,45 @@
+"""Trains in a process of its own and looks at what it takes: ``growth_job.py STORE FOLDER STEPS``; prints JSON."""
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+from training_support import trainer
+
+from transcoders.activations.store import Store
+from transcoders.training.loop import Trainer
+
+STEP = Trainer._step
+LEAKS = {
+    "none": lambda kept, batch: None,
+    "files": lambda kept, batch: kept.append(open("/dev/null")),  # noqa: SIM115
+    "memory": lambda kept, batch: kept.append((batch.x.clone(), batch.y.clone())),
+}
+
+
+def watch(store, folder, steps, leak, kept):
+    """Train with reader, validation and checkpoints; after a warm-up, bytes a step, and the spread of the rest."""
+    process, seen = psutil.Process(), []
+
+    def look(history):
+        gc.collect()
+        seen.append((history[-1]["step"], process.memory_info().rss, process.num_fds(), process.num_threads()))
+
+    def leaking(self, batch):
+        LEAKS[leak](kept, batch)
+        return STEP(self, batch)
+
+    Trainer._step = leaking
+    trainer(store, folder / leak, epochs=steps // 30, log_every=25, validate_every=25).run(look)
+    warm = np.array(seen[len(seen) // 3 :], dtype=np.float64)
+    spread = np.ptp(warm, axis=0)
+    return {"bytes": np.polyfit(warm[:, 0], warm[:, 1], 1)[0], "files": spread[2], "threads": spread[3]}
+
+
+if __name__ == "__main__":
+    opened, folder, kept = Store(Path(sys.argv[1])), Path(sys.argv[2]), []
+    found = {"none": watch(opened, folder, int(sys.argv[3]), "none", kept)}
+    print(json.dumps(found | {leak: watch(opened, folder, 600, leak, kept) for leak in ("files", "memory")}))
