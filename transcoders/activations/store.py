@@ -99,12 +99,12 @@ class Store:
         self.path = path
         try:
             root = zarr.open_group(path, mode="r")
+            missing = [name for name in (*ACTIVATIONS, *LABELS) if name not in root]
         except (GroupNotFoundError, FileNotFoundError):
             raise UserError(f"{path}: there is no activation store; run `dvc repro collect`") from None
         except DAMAGE as error:
             raise UserError(f"{path}: not a readable zarr group ({' '.join(str(error).split())}); {REMEDY}") from error
         self.attributes: dict[str, Any] = dict(root.attrs)
-        missing = [name for name in (*ACTIVATIONS, *LABELS) if not (path / name).is_dir()]
         if self.attributes.get("schema") != SCHEMA or missing:
             raise UserError(
                 f"{path}: a zarr group, but not an activation store of schema {SCHEMA} "
