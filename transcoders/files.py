@@ -40,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
         _move(temporary, path, old)
     except Exception as error:
         refused = OS_ERROR.search(str(error))
-        if getattr(error, "errno", None) is not None or refused is None:
+        if refused is None or isinstance(error, UserError) or getattr(error, "errno", None) is not None:
             raise
         raise OSError(int(refused[1]), os.strerror(int(refused[1])), str(path)) from error
     finally:

@@ -33,7 +33,7 @@ def watch(store, folder, steps, leak, kept):
         return STEP(self, batch)
 
     Trainer._step = leaking
-    trainer(store, folder / leak, epochs=steps // 30, log_every=25, validate_every=25).run(look)
+    trainer(store, folder / leak, epochs=steps // 30, log_every=15, validate_every=15).run(look)
     warm = np.array(seen[len(seen) // 3 :], dtype=np.float64)
     spread = np.ptp(warm, axis=0)
     return {"bytes": np.polyfit(warm[:, 0], warm[:, 1], 1)[0], "files": spread[2], "threads": spread[3]}
@@ -42,4 +42,4 @@ def watch(store, folder, steps, leak, kept):
 if __name__ == "__main__":
     opened, folder, kept = Store(Path(sys.argv[1])), Path(sys.argv[2]), []
     found = {"none": watch(opened, folder, int(sys.argv[3]), "none", kept)}
-    print(json.dumps(found | {leak: watch(opened, folder, 600, leak, kept) for leak in ("files", "memory")}))
+    print(json.dumps(found | {leak: watch(opened, folder, 300, leak, kept) for leak in ("files", "memory")}))

@@ -11,12 +11,12 @@ import pytest
 from transcoders.activations.store import Store
 
 HERE = Path(__file__).parent
-MOST = {600: 8000, 20_000: 1000}
+MOST = {450: 16_000, 20_000: 1000}
 """Steps, and the bytes that one may add after the warm-up: 100 MB in 4 hours of the delivered run (100 000 steps).
-In a short run the allocator's own moods are larger, yet less than a third of a batch."""
+In a short run the allocator's own moods are larger, yet less than a batch, which is 25 600 bytes."""
 
 
-@pytest.mark.parametrize("steps", [600, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [450, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_training_does_not_grow_and_a_leak_would_be_seen(planted: Store, tmp_path: Path, steps: int) -> None:
     done = subprocess.run(
         [sys.executable, str(HERE / "growth_job.py"), str(planted.path), str(tmp_path), str(steps)],
@@ -28,5 +28,5 @@ def test_training_does_not_grow_and_a_leak_would_be_seen(planted: Store, tmp_pat
     assert found["none"]["bytes"] < MOST[steps], found
     assert found["none"]["files"] <= 1, "a checkpoint or a shard may be open just then"
     assert found["none"]["threads"] <= 1
-    assert found["memory"]["bytes"] > 8000, found
-    assert found["files"]["files"] > 100
+    assert found["memory"]["bytes"] > MOST[450], found
+    assert found["files"]["files"] > 50
