@@ -1,7 +1,8 @@
-"""What tests share: the real base model, fetched once a machine, and an S3 server on this machine."""
+"""What tests share: the real base model, fetched once a machine, an S3 server on this machine, a browser."""
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, by torch's imp
 
 import pytest
 import torch
+from playwright.sync_api import Browser, sync_playwright
 from s3_support import S3, forget_connections
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reached the Hub would pass here and fail elsewhere
@@ -29,6 +31,17 @@ def gemma() -> Path:
     if not (folder / "provenance.json").is_file():
         fetch_model(ModelSettings(name="gemma-3-270m"), folder)
     return folder
+
+
+@pytest.fixture(scope="module")  # while it is open, no other asyncio loop may run
+def browser() -> Iterator[Browser]:
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("needs the program chromium to open the page")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="session")

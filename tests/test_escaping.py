@@ -9,8 +9,8 @@ import pytest
 from circuits.test_attribution import TOKENS, difference_of
 from circuits_support import SETTINGS, random_transcoders, tiny_gemma
 from features.test_page import tables
-from playwright.sync_api import Browser, Page, sync_playwright
-from test_plots_page import CHROMIUM, DVC, repository, run
+from playwright.sync_api import Browser, Page
+from test_plots_page import DVC, repository, run
 
 from stages import figures
 from transcoders.circuits.attribution import attribute
@@ -20,7 +20,6 @@ from transcoders.circuits.layout import take_apart
 from transcoders.circuits.picture import index_page, page
 from transcoders.features.page import write_page
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs the program chromium to open the pages")
 __all__ = ["repository"]
 RUN = "window.taken=1"
 NASTY = [
@@ -29,14 +28,6 @@ NASTY = [
     f"\u2028{RUN}\u2029", f"');{RUN};('", f"${{{RUN}}}", "\\'\"`", "&lt;b&gt;&amp;", "]]><b>", f"$\\frac{{{RUN}$",
 ]  # fmt: skip
 ALL = " ".join(NASTY)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

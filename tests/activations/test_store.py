@@ -27,7 +27,7 @@ def test_what_is_written_is_read_back(tmp_path, dtype, codec):
 @settings(max_examples=50, deadline=None)
 @given(
     rows=st.lists(
-        st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=3, max_size=3),
+        st.lists(st.floats(-(2.0**120), 2.0**120, width=32), min_size=3, max_size=3),
         min_size=1,
         max_size=5,
     )
@@ -57,7 +57,7 @@ def test_int8_rows_are_read_as_float32_and_rows_of_zeros_survive(tmp_path, codec
 
 def test_default_stores_have_no_trace_of_the_options(tmp_path):
     path = make_store(tmp_path / "s.zarr", torch.randn(10, 4), torch.randn(10, 4))
-    assert not {"outputs", "codec", "compressed_bytes"} & set(Store(path).attributes)
+    assert not {"outputs", "codec"} & set(Store(path).attributes)
     assert sorted(p.name for p in path.iterdir()) == sorted((*store.ACTIVATIONS, *store.LABELS, "zarr.json"))
 
 
@@ -87,7 +87,7 @@ def test_an_unfinished_store_is_refused(tmp_path):
 def test_a_foreign_zarr_group_is_refused(tmp_path):
     group = zarr.open_group(tmp_path / "s.zarr", mode="w")
     group.create_array("temperature", shape=(3,), dtype="float32")
-    with pytest.raises(UserError, match="not an activation store of schema 1"):
+    with pytest.raises(UserError, match="not an activation store of schema 2"):
         Store(tmp_path / "s.zarr")
 
 

@@ -51,7 +51,7 @@ def test_int8_compressed_x_alone_serves_the_stages(checkout):
     assert not (STORE / "mlp_out").exists()
     split.run()
     store = open_inputs(2, CPU).store
-    assert store.attributes["compressed_bytes"]["mlp_in"] < 0.8 * store.tokens * store.d_model
+    assert store.attributes["stored_bytes"]["mlp_in"] < 0.8 * store.tokens * store.d_model
     y = store.rows("mlp_out", 0, store.tokens)
     exact = torch.tensor(store.attributes["mlp_out_mean"])  # of the y that the model gave
     assert float((y.mean(0) - exact).norm() / exact.norm()) < 0.02

@@ -23,19 +23,25 @@ import zarr
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
-from zarr.codecs import BloscCodec, ZstdCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.errors import GroupNotFoundError
 
 from transcoders.errors import DAMAGE, UserError
 from transcoders.files import cache_folder, fingerprint, write_json
 from transcoders.places import Place, place, read_bytes, shown, sizes, told, zarr_store
 
-SCHEMA = 1
+SCHEMA = 2
 CHUNK_ROWS = 4096
 SHARD_ROWS = 16 * CHUNK_ROWS
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 BITS = {"float16": "float16", "bfloat16": "uint16", "float32": "float32", "int8": "int8"}
-CODECS = {None: None, "zstd": ZstdCodec(level=1), "blosc-lz4": BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle")}
+CHECKSUM = Crc32cCodec()
+"""Of every chunk: a flipped bit is told, where it would be read as another number."""
+CODECS: dict[str | None, list[Any]] = {
+    None: [CHECKSUM],
+    "zstd": [ZstdCodec(level=1), CHECKSUM],
+    "blosc-lz4": [BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle"), CHECKSUM],
+}
 ACTIVATIONS = ("mlp_in", "mlp_out")
 SCALE = "_scale"
 LABELS = ("token", "document", "position", "context")
@@ -71,11 +77,13 @@ def _create(
     # zarr leaves out chunks that hold only the fill value: no label and no scale is ever -1
     for name in array_names(dtype, outputs):
         if name in LABELS:
-            root.create_array(name, shape=(rows,), chunks=(shard_rows,), dtype="int32", compressors=None, fill_value=-1)
+            root.create_array(
+                name, shape=(rows,), chunks=(shard_rows,), dtype="int32", compressors=[CHECKSUM], fill_value=-1
+            )  # fmt: skip
         elif name.endswith(SCALE):
             root.create_array(
-                name, shape=(rows,), chunks=(CHUNK_ROWS,), shards=(shard_rows,), dtype="float32", compressors=None,
-                fill_value=-1,
+                name, shape=(rows,), chunks=(CHUNK_ROWS,), shards=(shard_rows,), dtype="float32",
+                compressors=[CHECKSUM], fill_value=-1,
             )  # fmt: skip
         else:
             root.create_array(
@@ -126,17 +134,14 @@ def finish(path: Place, rows: int, attributes: dict[str, Any]) -> None:
     root = opened(path)
     with told(path):
         names = _names(root.attrs)
-        compressed = []
         for name in names:
             array = root[name]
             assert isinstance(array, zarr.Array)
             array.resize((rows, *array.shape[1:]))
-            compressed += [name] if array.compressors else []
-        # Uncompressed sizes follow from the shape; these must be kept to find a truncated shard.
-        found = sizes(path) if compressed else {}
-        more = {"compressed_bytes": {name: _stored(name, found) for name in compressed}} if compressed else {}
+        found = sizes(path)
+        stored = {name: _stored(name, found) for name in names}
         # Last, and in one piece (zarr renames files): a store that was cut off before this line is incomplete.
-        root.attrs.update({**attributes, **more, "tokens": rows, "complete": True})
+        root.attrs.update({**attributes, "stored_bytes": stored, "tokens": rows, "complete": True})
 
 
 def _names(attributes: Mapping[str, Any]) -> list[str]:
@@ -241,22 +246,15 @@ class Store:
         return self._arrays[name]
 
     def _check_shards(self, found: Mapping[str, int]) -> None:
-        """An absent zarr chunk reads as zeros, so absence and truncation must be looked for."""
+        """An absent zarr chunk reads as zeros, so absence must be looked for; truncation is told early."""
         for name in self._names:
             array = self._array(name)
-            step = (array.shards or array.chunks)[0]
             expected = (self.tokens, self.d_model) if name in ACTIVATIONS else (self.tokens,)
             if array.shape != expected:
                 raise UserError(
                     f"{self.path}: {name} is {list(array.shape)}, expected {list(expected)}; {self._remedy}"
                 )
-            for index in range(-(-self.tokens // step)):
-                file = "/".join([name, "c", str(index)] + ["0"] * (array.ndim - 1))
-                row_bytes = array.dtype.itemsize * int(np.prod(array.shape[1:]))
-                rows = min(step, self.tokens - index * step)
-                if found.get(file, -1) < (1 if array.compressors else rows * row_bytes):
-                    raise UserError(f"{self.path}: {name} is truncated at shard {index}; {self._remedy}")
-            if array.compressors and _stored(name, found) != self.attributes["compressed_bytes"][name]:
+            if _stored(name, found) != self.attributes["stored_bytes"][name]:
                 raise UserError(f"{self.path}: {name} is truncated or was changed; {self._remedy}")
 
     def _read(self, name: str, start: int, stop: int | None) -> NDArray[Any]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from transcoders.dictionary.sliced import SlicedTranscoder, slices
-from transcoders.dictionary.transcoder import CONFIG, PER_LATENT, WEIGHTS
+from transcoders.dictionary.transcoder import PER_LATENT, WEIGHTS, write_config
 from transcoders.distributed.ranks import Team
-from transcoders.files import replacing, write_json
+from transcoders.files import replacing
 
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
@@ -23,7 +23,7 @@ def save_whole(model: SlicedTranscoder, folder: Path, *, first: bool) -> None:
     owners = {name: model for name in tensors if name in PER_LATENT}
     write_slice_by_slice(folder / WEIGHTS if first else None, tensors, owners, model.team)
     if first:
-        write_json(folder / CONFIG, model.whole.model_dump(mode="json"))
+        write_config(folder, model.whole)
 
 
 def write_slice_by_slice(

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from transcoders import kernels
 from transcoders.distributed.ranks import Team
 from transcoders.errors import DAMAGE, UserError
-from transcoders.files import replacing, write_json
+from transcoders.files import replacing, sha256_of, write_json
 from transcoders.kernels import Backend, SparseLatents
 from transcoders.places import place, writing
 from transcoders.settings import Settings
 
 WEIGHTS = "transcoder.safetensors"
 CONFIG = "config.json"
+CHECKSUM = "weights_sha256"
 
 
 Encoder = Literal["topk", "groupmax", "batchtopk", "jumprelu", "relu"]
@@ -247,7 +248,7 @@ class Transcoder(nn.Module):
         with writing(place(folder), last=CONFIG) as local:
             with replacing(local / WEIGHTS) as temporary:
                 save_file(tensors, temporary)
-            write_json(local / CONFIG, self.config.model_dump(mode="json"))
+            write_config(local, self.config)
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> Self:
@@ -267,7 +268,9 @@ class Transcoder(nn.Module):
             if not (folder / name).is_file():
                 raise UserError(f"{folder}: holds no {name}; train the run, or correct the path")
         try:
-            config = TranscoderConfig.model_validate(json.loads((folder / CONFIG).read_text()))
+            content = json.loads((folder / CONFIG).read_text())
+            checksum = content.pop(CHECKSUM, None)
+            config = TranscoderConfig.model_validate(content)
             tensors = load_file(folder / WEIGHTS, device=str(device))
         except (*DAMAGE, SafetensorError) as error:
             reason = " ".join(str(error).split())
@@ -278,9 +281,16 @@ class Transcoder(nn.Module):
                 f"{folder}: {WEIGHTS} holds {found}, but {CONFIG} says {_shapes(config)}; "
                 "the two files are not of one transcoder"
             )
+        if checksum not in (None, sha256_of(folder / WEIGHTS)):
+            raise UserError(f"{folder}: {WEIGHTS} is damaged (its {CHECKSUM} is not that in {CONFIG}); train it again")
         model = cls(config).to(device)
         model.load_state_dict(tensors)
         return model.requires_grad_(False)
+
+
+def write_config(folder: Path, config: TranscoderConfig) -> None:
+    """``config.json`` beside the weights that lie in ``folder``, with their hash: a flipped bit is told on loading."""
+    write_json(folder / CONFIG, {**config.model_dump(mode="json"), CHECKSUM: sha256_of(folder / WEIGHTS)})
 
 
 def _wide(weight: Tensor) -> Tensor:
