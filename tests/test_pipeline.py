@@ -179,6 +179,7 @@ def hashes(pipeline):
     return {out["path"]: out["md5"] for out in outs if not out["path"].startswith("metrics/cost")}
 
 
+@pytest.mark.slow  # tests/faults kills every stage, of a smaller model
 def test_training_killed_at_random_points_gives_the_same_bytes(restored):
     folder = restored.root / "models/plt-0-0"
     expected = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -11,6 +11,7 @@ from training_support import trainer
 
 from transcoders.activations.store import Store
 from transcoders.training.loop import Trainer
+from transcoders.training.together import train
 
 STEP = Trainer._step
 LEAKS = {
@@ -24,16 +25,16 @@ def watch(store, folder, steps, leak, kept):
     """Train with reader, validation and checkpoints; after a warm-up, bytes a step, and the spread of the rest."""
     process, seen = psutil.Process(), []
 
-    def look(history):
+    def look(trainer):
         gc.collect()
-        seen.append((history[-1]["step"], process.memory_info().rss, process.num_fds(), process.num_threads()))
+        seen.append((trainer.step, process.memory_info().rss, process.num_fds(), process.num_threads()))
 
     def leaking(self, batch):
         LEAKS[leak](kept, batch)
         return STEP(self, batch)
 
     Trainer._step = leaking
-    trainer(store, folder / leak, epochs=steps // 30, log_every=15, validate_every=15).run(look)
+    train([trainer(store, folder / leak, epochs=steps // 30, log_every=15, validate_every=15)], look)
     warm = np.array(seen[len(seen) // 3 :], dtype=np.float64)
     spread = np.ptp(warm, axis=0)
     return {"bytes": np.polyfit(warm[:, 0], warm[:, 1], 1)[0], "files": spread[2], "threads": spread[3]}

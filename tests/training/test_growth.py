@@ -27,6 +27,6 @@ def test_training_does_not_grow_and_a_leak_would_be_seen(planted: Store, tmp_pat
     found = json.loads(done.stdout)
     assert found["none"]["bytes"] < MOST[steps], found
     assert found["none"]["files"] <= 1, "a checkpoint or a shard may be open just then"
-    assert found["none"]["threads"] <= 1
+    assert found["none"]["threads"] <= 2, "the reader's may be at a load just then"
     assert found["memory"]["bytes"] > MOST[450], found
     assert found["files"]["files"] > 50
