@@ -38,4 +38,7 @@ def _train(task: Task, settings: TrainSettings, groups: list[list[VariantSetting
     with TemporaryDirectory() as folder:
         for variants in groups:
             paths = [Path(folder) / f"{number}" for number in range(len(variants))]
-            train([trainer_of(task, settings, v, 0, path) for v, path in zip(variants, paths, strict=True)])
+            trainers = [trainer_of(task, settings, v, 0, path) for v, path in zip(variants, paths, strict=True)]
+            train(trainers)
+            for trainer in trainers:
+                trainer.forget()
