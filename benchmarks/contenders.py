@@ -64,8 +64,8 @@ def problem(size: Size, device: torch.device) -> Problem:
 Encode = Callable[[Tensor, Problem], SparseLatents]
 
 
-def topk(x: Tensor, p: Problem) -> SparseLatents:
-    return kernels.topk_encode(x, p.W_enc, p.b_enc, p.size.k)
+def topk(x: Tensor, p: Problem, watched: Tensor | None = None) -> SparseLatents:
+    return kernels.topk_encode(x, p.W_enc, p.b_enc, p.size.k, watched=watched)
 
 
 def batchtopk(x: Tensor, p: Problem) -> SparseLatents:
@@ -82,10 +82,7 @@ def bucketed(x: Tensor, p: Problem) -> SparseLatents:
 
 def nested(x: Tensor, p: Problem) -> SparseLatents:
     """As the variant ``matryoshka`` encodes: each of the groups chooses its own share of k."""
-    groups = nested_config(p.size).groups
-    sizes = [group.stop - group.start for group in groups]
-    parts = zip(groups, p.W_enc.split(sizes), p.b_enc.split(sizes), strict=True)
-    return kernels.concatenate([kernels.topk_encode(x, W, b, group.k) for group, W, b in parts])
+    return kernels.topk_encode(x, p.W_enc, p.b_enc, nested_config(p.size).groups)
 
 
 def nested_config(size: Size) -> TranscoderConfig:
@@ -113,12 +110,15 @@ def ours(
         nonlocal done
         done += 1
         x = p.x.bfloat16() if p.x.is_cuda else p.x
-        latents = encode(x, p)
+        latents = topk(x, p, dead_ids) if len(dead_ids) else encode(x, p)
         errors, residual = kernels.squared_errors(latents, p.W_dec, p.y - p.b_dec, prefixes)
         loss = errors.mean()
         if len(dead_ids):
             weights = (p.W_enc, p.b_enc, p.W_dec, dead_ids, min(p.size.d // 2, len(dead_ids)))
-            aux = kernels.auxk(x[:aux_tokens], residual[:aux_tokens], *weights)
+            assert latents.watched is not None
+            seen = (part[:aux_tokens] for part in (x, residual, latents.watched))
+            x_seen, residual_seen, watched = seen
+            aux = kernels.auxk(x_seen, residual_seen, *weights, watched=watched)
             loss = loss + AUX_COEFFICIENT * aux
         loss.backward()  # type: ignore[no-untyped-call]
         update_(p, done)

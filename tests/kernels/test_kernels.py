@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from transcoders import kernels
-from transcoders.kernels import SparseLatents, auxiliary, cpu
+from transcoders.kernels import Group, SparseLatents, auxiliary, columns, cpu, cuda
+from transcoders.kernels.linear import linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["cpu", "triton"]
@@ -156,6 +157,64 @@ def test_exactly_k_per_token_and_per_batch(shape, data) -> None:
     assert len(encode("batchtopk", w, k, backend).values) == k * shape[0]
 
 
+GROUPS = (Group(0, 6, 2), Group(6, 7, 1), Group(7, 40, 9))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("small_chunks", [False, True])
+def test_each_group_chooses_its_own_largest(backend: str, small_chunks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if small_chunks:
+        monkeypatch.setattr(cpu, "CHUNK_BYTES", 0)
+        monkeypatch.setattr(cuda, "_CHUNK_BYTES", 0)
+        monkeypatch.setattr(cuda, "_LEAST_ROWS", 5)
+    w = Weights(tokens=150 if backend == "cpu" else 7, d=5, d_hidden=40, seed=16)
+    watched = torch.tensor([1, 6, 39])
+
+    def outcome(which: str) -> list[Tensor]:
+        latents = kernels.topk_encode(w.x, w.W_enc, w.b_enc, GROUPS, which, watched)
+        assert latents.watched is not None
+        grads = torch.autograd.grad((latents.dense() * w.y.sum(1, keepdim=True)).sum(), w.leaves[:3])
+        return [latents.dense(), latents.watched, *grads]
+
+    for ours, theirs in zip(outcome(backend), outcome("reference"), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    alone = [kernels.topk_encode(w.x, w.W_enc[a:b], w.b_enc[a:b], k, backend).dense() for a, b, k in GROUPS]
+    torch.testing.assert_close(outcome(backend)[0], torch.cat(alone, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [[Group(0, 4, 2)], [Group(0, 4, 2), Group(5, 9, 2)], [Group(0, 4, 5), Group(4, 9, 1)]])
+def test_groups_that_do_not_fit_are_told(groups: list[Group]) -> None:
+    with pytest.raises(ValueError, match=r"do not divide 0..d_hidden = 9|k = 5 of the latents 0 to 4"):
+        kernels.topk_encode(torch.zeros(4, 3), torch.zeros(9, 3), torch.zeros(9), groups)
+
+
+@given(rows=st.integers(1, 5), latents=st.integers(1, 40), seed=st.integers(0, 10**6), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_all_but_the_largest_become_zero(rows: int, latents: int, seed: int, data) -> None:
+    pre = torch.randn(rows, latents, generator=torch.Generator().manual_seed(seed))
+    k = data.draw(st.integers(1, latents))
+    best = pre.topk(k)
+    expected = torch.zeros_like(pre).scatter(1, best.indices, best.values.relu())
+    for module in (cpu, cuda) if seed % 4 == 0 else (cpu,):
+        found = pre.clone()
+        module.keep_largest_(found, k)
+        assert torch.equal(found, expected)
+
+
+def test_equal_values_are_kept_as_often_as_k_says() -> None:
+    for module in (cpu, cuda):
+        ties = torch.ones(2, 50)
+        module.keep_largest_(ties, 7)
+        assert ties.tolist() == [[1.0] * 7 + [0.0] * 43] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_linear_is_the_product_with_its_bias(dtype: torch.dtype) -> None:
+    w = Weights(tokens=9, d=7, d_hidden=33, seed=17, dtype=dtype)
+    with torch.no_grad():
+        torch.testing.assert_close(linear(w.x, w.W_enc, w.b_enc), w.x @ w.W_enc.T + w.b_enc)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ENCODERS)
 def test_two_runs_are_bitwise_equal(backend: str, name: str) -> None:
@@ -199,7 +258,8 @@ def test_auxk_equals_a_naive_one_and_touches_dead_rows_only(
     dead = torch.tensor([2, 5, 6, 11, 29])
 
     def gradients(which: str, k_aux: int) -> list[Tensor]:
-        loss = kernels.auxk(w.x, w.y, w.W_enc, w.b_enc, w.W_dec, dead, k_aux, which)
+        known = None if k_aux == 2 else kernels.topk_encode(w.x, w.W_enc, w.b_enc, 3, which, dead).watched
+        loss = kernels.auxk(w.x, w.y, w.W_enc, w.b_enc, w.W_dec, dead, k_aux, which, watched=known)
         return [loss, *(grad.to_dense() for grad in torch.autograd.grad(loss, w.leaves))]
 
     monkeypatch.setattr(auxiliary, "_DENSE_SHARE", dense_share)
@@ -271,13 +331,14 @@ def test_jumprelu_gradients_follow_the_paper() -> None:
     torch.testing.assert_close(grad, -rectangle.sum(0))
 
 
-def test_the_transpose_is_shared_by_both_gradients_and_forgotten() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_transpose_is_shared_by_both_gradients_and_forgotten(backend: str) -> None:
     w = Weights(tokens=4, d=3, d_hidden=9, seed=13)
-    latents = encode("topk", w, 2, "cpu")
-    kernels.decode_nested(latents, w.W_dec, (4, 9), "cpu").sum().backward()
-    assert list(cpu._columns_of) == [latents.indices]
+    latents = encode("topk", w, 2, backend)
+    kernels.decode_nested(latents, w.W_dec, (4, 9), backend).sum().backward()
+    assert list(columns._columns_of) == [latents.indices]
     del latents
-    assert len(cpu._columns_of) == 0
+    assert len(columns._columns_of) == 0
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch", "triton"])

@@ -51,16 +51,18 @@ class SlicedTranscoder(Transcoder):
         own = slices(self.whole, self.team.rank, self.team.size)
         return sum(max(0, min(stop, prefix) - start) for start, stop in own)
 
-    def encode_groups(self, x: Tensor, backend: Backend = "auto") -> list[SparseLatents]:
-        """Latents of each group, counted from this rank's first."""
+    def chosen(self, x: Tensor, backend: Backend = "auto", watched: Tensor | None = None) -> SparseLatents:
+        """Latents of encoders that choose k of each group, counted from this rank's first."""
         if self.config.encoder == "groupmax":  # each rank has all rivals of a winner
             size = self.team.size
-            return [kernels.groupmax_encode(x, W, b, k // size, backend) for W, b, k in self.encoders()]
-        return super().encode_groups(x, backend)
+            own = [kernels.groupmax_encode(x, W, b, k // size, backend) for W, b, k in self.encoders()]
+            return kernels.concatenate(own)
+        return super().chosen(x, backend, watched)
 
-    def largest(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, backend: Backend = "auto") -> SparseLatents:
-        """This rank's of the ``k`` largest latents of each token."""
-        return largest_of_all(super().largest(x, W_enc, b_enc, k, backend), k, self.team)
+    def largest(self, x: Tensor, backend: Backend = "auto", watched: Tensor | None = None) -> SparseLatents:
+        """This rank's of the k largest latents of each group on each token; it watches none."""
+        own = [(kernels.topk_encode(x, W, b, k, backend), k) for W, b, k in self.encoders()]
+        return kernels.concatenate([largest_of_all(latents, k, self.team) for latents, k in own])
 
     def decode_latents(self, latents: SparseLatents, backend: Backend = "auto") -> Tensor:
         """``z W_dec`` of all ranks."""

@@ -18,7 +18,7 @@ from transcoders import kernels
 from transcoders.distributed.ranks import Team
 from transcoders.errors import DAMAGE, UserError
 from transcoders.files import replacing, sha256_of, write_json
-from transcoders.kernels import Backend, SparseLatents
+from transcoders.kernels import Backend, Group, SparseLatents
 from transcoders.places import place, writing
 from transcoders.settings import Settings
 
@@ -35,14 +35,6 @@ THRESHOLDED = ("batchtopk", "jumprelu")
 
 PER_LATENT = ("W_enc", "b_enc", "W_dec", "threshold")
 """Weights with a row for each latent."""
-
-
-class Group(NamedTuple):
-    """Consecutive latents [start, stop), of which each token has k active."""
-
-    start: int
-    stop: int
-    k: int
 
 
 class TranscoderConfig(Settings):
@@ -133,14 +125,21 @@ class Transcoder(nn.Module):
     def encode_normalised(self, x: Float[Tensor, "tokens d_in"], backend: Backend = "auto") -> SparseLatents:
         """Latents of normalised inputs, a token's not depending on the other tokens."""
         if self.config.encoder in FIXED_K:
-            return kernels.concatenate(self.encode_groups(x, backend))
+            return self.chosen(x, backend)
         least = _wide(self.threshold) if self.config.encoder in THRESHOLDED else 0.0
         return kernels.threshold_encode(x, _wide(self.W_enc), _wide(self.b_enc), least, backend)
 
-    def encode_groups(self, x: Float[Tensor, "tokens d_in"], backend: Backend = "auto") -> list[SparseLatents]:
-        """Latents of each group, counted from its first; for encoders that choose k of them."""
-        choose = {"topk": self.largest, "groupmax": kernels.groupmax_encode, "batchtopk": kernels.batchtopk_encode}
-        return [choose[self.config.encoder](x, W, b, k, backend) for W, b, k in self.encoders()]
+    def chosen(
+        self,
+        x: Float[Tensor, "tokens d_in"],
+        backend: Backend = "auto",
+        watched: Int[Tensor, "watched"] | None = None,
+    ) -> SparseLatents:
+        """Latents of encoders that choose k of each group; topk's with the pre-activations of ``watched`` latents."""
+        if self.config.encoder == "topk":
+            return self.largest(x, backend, watched)
+        choose = {"groupmax": kernels.groupmax_encode, "batchtopk": kernels.batchtopk_encode}[self.config.encoder]
+        return kernels.concatenate([choose(x, W, b, k, backend) for W, b, k in self.encoders()])
 
     def encoders(self) -> list[tuple[Float[Tensor, "group d_in"], Float[Tensor, "group"], int]]:
         """Each group's rows of W_enc and b_enc, and its k."""
@@ -149,9 +148,9 @@ class Transcoder(nn.Module):
         ks = [group.k for group in groups]
         return list(zip(map(_wide, self.W_enc.split(sizes)), map(_wide, self.b_enc.split(sizes)), ks, strict=True))
 
-    def largest(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, backend: Backend = "auto") -> SparseLatents:
-        """The ``k`` largest latents of each token."""
-        return kernels.topk_encode(x, W_enc, b_enc, k, backend)
+    def largest(self, x: Tensor, backend: Backend = "auto", watched: Tensor | None = None) -> SparseLatents:
+        """The k largest latents of each group on each token, whatever the encoder."""
+        return kernels.topk_encode(x, _wide(self.W_enc), _wide(self.b_enc), self.config.groups, backend, watched)
 
     def part(self, start: int, stop: int) -> "Transcoder":
         """The groups within latents [start, stop) as a transcoder that shares these weights.

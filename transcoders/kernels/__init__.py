@@ -12,6 +12,7 @@ on CPU, where bfloat16 is the slower one. Latents and reconstructions have the w
 Gradients are deterministic bit for bit on every backend but the reference on CUDA.
 """
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Literal
@@ -20,13 +21,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from transcoders.kernels import auxiliary, cpu, jumprelu, reference
+from transcoders.kernels.auxiliary import is_dense as auxk_is_dense
+from transcoders.kernels.auxiliary import variance_of
 from transcoders.kernels.jumprelu import JumpReLU
 from transcoders.kernels.latents import (
+    Group,
     SparseLatents,
     SquaredErrors,
     between,
     check_decoder,
     check_encoder,
+    check_groups,
     check_prefixes,
     concatenate,
 )
@@ -40,10 +45,12 @@ if find_spec("triton"):
 
 __all__ = [
     "Backend",
+    "Group",
     "JumpReLU",
     "SparseLatents",
     "SquaredErrors",
     "auxk",
+    "auxk_is_dense",
     "batchtopk_encode",
     "between",
     "bucketed_encode",
@@ -62,15 +69,19 @@ def topk_encode(
     x: Float[Tensor, "tokens d_in"],
     W_enc: Float[Tensor, "d_hidden d_in"],
     b_enc: Float[Tensor, "d_hidden"],
-    k: int,
+    k: int | Sequence[Group],
     backend: Backend = "auto",
+    watched: Int[Tensor, "watched"] | None = None,
 ) -> SparseLatents:
-    """`relu(TopK_k(x W_encᵀ + b_enc))`: exactly `k` entries per token.
+    """`relu(TopK_k(x W_encᵀ + b_enc))`: exactly `k` entries per token, or `k` of each group.
 
-    Differentiable in W_enc, b_enc and, where it requires a gradient, x.
+    Differentiable in W_enc, b_enc and, where it requires a gradient, x. Of the latents `watched` the
+    pre-activations are kept as well (what AuxK needs of dead ones).
     """
-    check_encoder(x, W_enc, b_enc, k)
-    latents: SparseLatents = _module(backend, x).topk_encode(x, W_enc, b_enc, k)
+    check_encoder(x, W_enc, b_enc, k if isinstance(k, int) else None)
+    groups = (Group(0, len(W_enc), k),) if isinstance(k, int) else tuple(k)
+    check_groups(groups, len(W_enc))
+    latents: SparseLatents = _module(backend, x).topk_encode(x, W_enc, b_enc, groups, watched)
     return latents
 
 
@@ -218,19 +229,22 @@ def auxk(
     k_aux: int,
     backend: Backend = "auto",
     variance: Float[Tensor, ""] | None = None,
+    watched: Float[Tensor, "tokens dead"] | None = None,
 ) -> Float[Tensor, ""]:
     """How badly the top `k_aux` dead latents reconstruct the residual (1 is no help at all).
 
     The residual `y − ŷ` is a target: no gradient reaches it. The squared error is divided by the
     residual's variance (arXiv 2406.04093, A.2), or by `variance`, where `residual` is a part of a
     batch. Costs are proportional to the number of dead latents. With none the loss is 0. The
-    gradients that W_enc and W_dec receive from it are sparse (dead rows only): autograd adds them
-    to the dense ones of the main loss.
+    gradients that the weights receive from it are sparse (dead rows only): autograd adds them
+    to the dense ones of the main loss. `watched`, the dead latents' pre-activations from
+    `topk_encode`, spares a fifth of it, where `auxk_is_dense`.
     """
     module = _module(backend, x)
-    return auxiliary.auxk(
-        x, residual, W_enc, b_enc, W_dec, dead_indices, k_aux, module.topk_encode, module.decode, variance
-    )
+    variance = variance_of(residual.detach()) if variance is None else variance
+    if module is reference:
+        return reference.auxk(x, residual, W_enc, b_enc, W_dec, dead_indices, k_aux, variance)
+    return auxiliary.auxk(x, residual, W_enc, b_enc, W_dec, dead_indices, k_aux, variance, module, watched)
 
 
 def _module(backend: Backend, tensor: Tensor) -> ModuleType:

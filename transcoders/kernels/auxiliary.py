@@ -3,20 +3,22 @@
 # torch leaves `Function.apply` untyped.
 # mypy: disable-error-code="no-untyped-call"
 
-from collections.abc import Callable
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from transcoders.kernels.latents import SparseLatents
-
-TopK = Callable[[Tensor, Tensor, Tensor, int], SparseLatents]
-Decode = Callable[[SparseLatents, Tensor], Tensor]
+from transcoders.kernels.latents import Group
 
 # From this share of active latents on, dense matmuls over the dead ones beat sparse gathers.
 _DENSE_SHARE = 1 / 8
+
+
+def is_dense(k_aux: int, dead: int) -> bool:
+    """Whether `auxk` computes every dead latent on every token (and can use pre-activations that are known)."""
+    return k_aux >= _DENSE_SHARE * dead
 
 
 def auxk(
@@ -25,27 +27,22 @@ def auxk(
     W_enc: Float[Tensor, "d_hidden d_in"],
     b_enc: Float[Tensor, "d_hidden"],
     W_dec: Float[Tensor, "d_hidden d_out"],
-    dead_indices: Int[Tensor, "dead"],
+    dead: Int[Tensor, "dead"],
     k_aux: int,
-    topk_encode: TopK,
-    decode: Decode,
-    variance: Float[Tensor, ""] | None = None,
+    variance: Float[Tensor, ""],
+    module: ModuleType,
+    watched: Float[Tensor, "tokens dead"] | None,
 ) -> Float[Tensor, ""]:
     residual = residual.detach()
-    dead = len(dead_indices)
-    k_aux = min(k_aux, dead)
+    k_aux = min(k_aux, len(dead))
     if k_aux == 0:
         return residual.new_zeros(())
-    encoder, decoder = _Rows.apply(W_enc, dead_indices), _Rows.apply(W_dec, dead_indices)
-    bias = b_enc[dead_indices]
-    if k_aux < _DENSE_SHARE * dead:
-        reconstruction = decode(topk_encode(x, encoder, bias, k_aux), decoder)
-    else:
-        z = _dense_topk(x, encoder, bias, k_aux)
-        reconstruction = (z @ decoder.to(z.dtype)).to(residual.dtype)
-    if variance is None:
-        variance = variance_of(residual)
-    return (residual - reconstruction).square().mean() / variance
+    if is_dense(k_aux, len(dead)):
+        loss: Tensor = _Dense.apply(x, W_enc, b_enc, W_dec, _Fixed(residual, dead, k_aux, module, variance, watched))
+        return loss
+    encoder, decoder = _Rows.apply(W_enc, dead), _Rows.apply(W_dec, dead)
+    latents = module.topk_encode(x, encoder, b_enc[dead], (Group(0, len(dead), k_aux),))
+    return (residual - module.decode(latents, decoder)).square().mean() / variance
 
 
 def variance_of(residual: Float[Tensor, "tokens d_out"]) -> Float[Tensor, ""]:
@@ -53,13 +50,52 @@ def variance_of(residual: Float[Tensor, "tokens d_out"]) -> Float[Tensor, ""]:
     return (residual - residual.mean(0)).square().mean()
 
 
-def _dense_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Float[Tensor, "tokens dead"]:
-    """`relu(TopK)` as a dense matrix, in the dtype of x."""
-    pre = torch.addmm(b_enc.to(x.dtype), x, W_enc.to(x.dtype).T)
-    if k < len(b_enc):
-        left_out = pre.detach().topk(len(b_enc) - k, largest=False, sorted=False).indices
-        pre = pre.scatter(1, left_out, 0.0)
-    return pre.relu()
+class _Fixed(NamedTuple):
+    """What AuxK has no gradient for."""
+
+    residual: Tensor
+    dead: Tensor
+    k_aux: int
+    module: ModuleType
+    variance: Tensor
+    watched: Tensor | None
+
+
+class _Dense(torch.autograd.Function):
+    """AuxK in four matmuls of tokens by dead latents (five where their pre-activations are not known).
+
+    Its only use is to be minimised, so the gradients are made at once, while what they need is there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, fixed: _Fixed) -> Tensor:
+        dead = fixed.dead
+        encoder, decoder = W_enc[dead], W_dec[dead].to(x.dtype)
+        if fixed.watched is None:
+            z = torch.addmm(b_enc[dead].to(x.dtype), x, encoder.to(x.dtype).T)
+        else:
+            z = fixed.watched.clone()
+        fixed.module.keep_largest_(z, fixed.k_aux)
+        z = z.to(x.dtype)
+        error = fixed.residual - z @ decoder
+        slope = -2 / (error.numel() * fixed.variance)
+        narrow = error.to(x.dtype)
+        grad_z = (narrow @ decoder.T) * (z > 0)
+        grad_x = grad_z @ encoder.to(x.dtype) if ctx.needs_input_grad[0] else x.new_empty(0)
+        grads = [slope * grad.to(slope) for grad in (grad_x, grad_z.T @ x, grad_z.sum(0), z.T @ narrow)]
+        ctx.x_dtype = x.dtype
+        ctx.shapes = (W_enc.shape, b_enc.shape, W_dec.shape)
+        ctx.save_for_backward(dead, *grads)
+        return error.square().mean() / fixed.variance
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        dead, grad_x, *rows = ctx.saved_tensors
+        sparse = (
+            torch.sparse_coo_tensor(dead[None], grads[0] * grad, shape, check_invariants=False)
+            for grad, shape in zip(rows, ctx.shapes, strict=True)
+        )
+        return (grads[0] * grad_x).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None, *sparse, None
 
 
 class _Rows(torch.autograd.Function):

@@ -8,24 +8,24 @@ is missing or the dtype is not one of numpy's, in `cpu_torch`.
 # mypy: disable-error-code="no-untyped-call"
 
 import logging
-from collections.abc import Callable, Iterator, MutableMapping
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from transcoders.kernels import cpu_torch, select
-from transcoders.kernels.latents import SparseLatents, SquaredErrors, splits_of, truncate
-from transcoders.kernels.memory import empty
+from transcoders.kernels.columns import columns_of
+from transcoders.kernels.latents import Group, SparseLatents, SquaredErrors, fixed_offsets, splits_of, truncate
+from transcoders.kernels.linear import linear
 from transcoders.kernels.select import Selected
 
-# Rows of pre-activations that exist at a time: enough for the matmul to run at full speed, few
-# enough for the selection to find them in cache.
-CHUNK = 1024
+# Bytes of pre-activations that exist at a time: enough for the matmul to run at full speed, few enough for the
+# selection to find them in cache, and for the allocator to give the same pages again.
+CHUNK_BYTES = 12 << 20
 
 Select = Callable[["Encoder"], Selected]
 
@@ -35,15 +35,35 @@ class Encoder(NamedTuple):
     W_enc: Float[Tensor, "d_hidden d_in"]
     b_enc: Float[Tensor, "d_hidden"]
 
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Pre-activations of some rows at a time."""
+        size = max(64, CHUNK_BYTES // (len(self.W_enc) * self.x.element_size()))
+        for start in range(0, len(self.x), size):
+            rows = slice(start, min(start + size, len(self.x)))
+            yield rows, linear(self.x[rows], self.W_enc, self.b_enc)
 
-def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLatents:
-    return _encode(x, W_enc, b_enc, lambda encoder: _select_topk(encoder, k))
+
+def topk_encode(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, groups: tuple[Group, ...], watched: Tensor | None = None
+) -> SparseLatents:
+    seen = None if watched is None else x.new_empty(len(x), len(watched), dtype=W_enc.dtype)
+
+    def largest(encoder: Encoder) -> Selected:
+        indices = torch.empty(len(x), sum(group.k for group in groups), dtype=torch.int64)
+        values = W_enc.new_empty(indices.shape)
+        for rows, pre in encoder.chunks():
+            _ops(pre).select_topk(pre, groups, indices[rows], values[rows])
+            if watched is not None and seen is not None:
+                torch.index_select(pre, 1, watched, out=seen[rows])
+        return fixed_offsets(indices), indices.view(-1), values.view(-1)
+
+    return _encode(x, W_enc, b_enc, largest)._replace(watched=seen)
 
 
 def batchtopk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLatents:
     def largest(encoder: Encoder) -> Selected:
-        [(_, products)] = _products(encoder, len(x))
-        return select.largest_of_batch(products, b_enc.detach(), k, _ops(products).select_above)
+        pre = linear(*encoder)
+        return select.largest_of_batch(pre, k, partial(_ops(pre).select_above, pre))
 
     return _encode(x, W_enc, b_enc, largest)
 
@@ -62,6 +82,10 @@ def bucketed_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, buckets: in
         return _select_rows(encoder, lambda pre: select.bucketed(pre, k, buckets))
 
     return _encode(x, W_enc, b_enc, winners)
+
+
+def keep_largest_(pre: Tensor, k: int) -> None:
+    _ops(pre).keep_largest_(pre, k)
 
 
 def decode(latents: SparseLatents, W_dec: Tensor) -> Float[Tensor, "tokens d_out"]:
@@ -95,7 +119,7 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, selection: Select) -> Selected:
         x = x.contiguous()
-        offsets, indices, values = selection(Encoder(x, W_enc, b_enc))
+        offsets, indices, values = selection(Encoder(x, W_enc, b_enc.contiguous()))
         ctx.mark_non_differentiable(offsets, indices)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, W_enc, offsets, indices, values)
@@ -106,7 +130,7 @@ class _Encode(torch.autograd.Function):
         x, W_enc, offsets, indices, values = ctx.saved_tensors
         ops = _ops(x)
         splits = splits_of(offsets, indices, (len(W_enc),))
-        columns, rows = _columns(indices, len(W_enc), ops), ops.rows(splits, len(indices))
+        columns, rows = columns_of(indices, len(W_enc), ops.transpose), ops.rows(splits, len(indices))
         grad_W, grad_b = ops.encoder_gradients(columns, rows, values, grads[2], x)
         grad_x = None
         if ctx.needs_input_grad[0]:
@@ -176,56 +200,26 @@ def _decoder_gradients(
 ) -> tuple[Tensor, Tensor]:
     """From the gradient of each group's reconstruction `[groups, tokens, d_out]`."""
     ops = _ops(W_dec)
-    columns, rows = _columns(indices, len(W_dec), ops), ops.rows(splits, len(indices))
+    columns, rows = columns_of(indices, len(W_dec), ops.transpose), ops.rows(splits, len(indices))
     gradients: tuple[Tensor, Tensor] = ops.decoder_gradients(
         columns, rows, values.contiguous(), grad.flatten(0, 1), W_dec
     )
     return gradients
 
 
-def _select_topk(encoder: Encoder, k: int) -> Selected:
-    tokens = len(encoder.x)
-    indices = torch.empty(tokens, k, dtype=torch.int64)
-    values = encoder.x.new_empty(tokens, k)
-    for start, products in _products(encoder, CHUNK):
-        rows = slice(start, start + len(products))
-        _ops(products).select_topk(products, encoder.b_enc, k, indices[rows], values[rows])
-    return torch.arange(0, tokens * k + 1, k), indices.view(-1), values.view(-1)
-
-
 def _select_above(encoder: Encoder, least: Tensor) -> Selected:
     """Entries above `least [d_hidden]`, itself at least 0."""
-    parts = [_ops(products).select_above(products, encoder.b_enc, least) for _, products in _products(encoder, CHUNK)]
+    parts = [_ops(pre).select_above(pre, least) for _, pre in encoder.chunks()]
     counts, indices, values = (torch.cat(part) for part in zip(*parts, strict=True))
     return select.offsets_of(counts), indices, values
 
 
 def _select_rows(encoder: Encoder, select_rows: Callable[[Tensor], Selected]) -> Selected:
     """A selection with as many entries in every row, chunk by chunk."""
-    parts = [select_rows(products.add_(encoder.b_enc)) for _, products in _products(encoder, CHUNK)]
+    parts = [select_rows(pre) for _, pre in encoder.chunks()]
     indices, values = (torch.cat([part[i] for part in parts]) for i in (1, 2))
     k = len(indices) // max(1, len(encoder.x))
     return torch.arange(0, len(indices) + 1, k), indices, values
-
-
-def _products(encoder: Encoder, chunk: int) -> Iterator[tuple[int, Tensor]]:
-    """(first row, `x W_encᵀ`) by chunks of rows, one after the other in the same buffer."""
-    x, weight = encoder.x, encoder.W_enc
-    buffer = empty(min(chunk, len(x)), len(weight), like=x)
-    for start in range(0, len(x), chunk):
-        rows = x[start : start + chunk]
-        yield start, torch.mm(rows, weight.T, out=buffer[: len(rows)])
-
-
-# The decoder's and the encoder's gradients need the same transpose of the same entries. It lives as
-# long as the indices do.
-_columns_of: MutableMapping[Tensor, cpu_torch.Columns] = WeakIdKeyDictionary()
-
-
-def _columns(indices: Tensor, d_hidden: int, ops: ModuleType) -> cpu_torch.Columns:
-    if indices not in _columns_of:
-        _columns_of[indices] = ops.transpose(indices, d_hidden)
-    return _columns_of[indices]
 
 
 def compiled(tensor: Tensor) -> ModuleType | None:

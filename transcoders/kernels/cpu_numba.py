@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transcoders.kernels.cpu_torch import Columns
+from transcoders.kernels.columns import Columns
 from transcoders.kernels.memory import empty
 from transcoders.kernels.parallel import jit, part, run
 from transcoders.kernels.parallel import shares as share_count
-from transcoders.kernels.select_numba import select_above, select_topk  # noqa: F401 — two of the loops
+from transcoders.kernels.select_numba import keep_largest_, select_above, select_topk  # noqa: F401 — of the loops
 
 
 def transpose(indices: Tensor, d_hidden: int) -> Columns:

@@ -1,57 +1,57 @@
 """The loops of the CPU step in torch operations. `cpu_numba` has the same functions, compiled."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
 
+from transcoders.kernels.columns import Columns
+from transcoders.kernels.latents import Group
 from transcoders.kernels.select import rows_of as rows
 
 
-class Columns(NamedTuple):
-    """The entries of a CSR ordered by latent (and by token within a latent)."""
-
-    offsets: Int[Tensor, "d_hidden_plus_1"]
-    order: Int[Tensor, "nnz"]  # position in the CSR
-
-
 def select_topk(
-    products: Float[Tensor, "rows d_hidden"],
-    b_enc: Float[Tensor, "d_hidden"],
-    k: int,
+    pre: Float[Tensor, "rows d_hidden"],
+    groups: Sequence[Group],
     indices: Int[Tensor, "rows k"],
     values: Float[Tensor, "rows k"],
 ) -> None:
-    """The k largest of each row of `products + b_enc`: `indices` (ascending), rectified `values`.
-
-    They lie in the k blocks with the largest maxima: selecting blocks first leaves 1/8 to sort.
-    """
-    pre = products.add_(b_enc)
-    rows, d_hidden = pre.shape
-    size = 8
-    blocks = d_hidden // size
-    if d_hidden % size or blocks < 4 * k:
-        torch.sort(pre.topk(k, sorted=False).indices, out=(indices, torch.empty_like(indices)))
-    else:
-        by_block = pre.view(rows, size, blocks)
-        chosen = by_block.amax(1).topk(k, sorted=False).indices
-        candidates = by_block.gather(2, chosen[:, None].expand(rows, size, k)).view(rows, -1)
-        winners = candidates.topk(k, sorted=False).indices
-        within = winners // k
-        ids = within * blocks + chosen.gather(1, winners - within * k)
-        torch.sort(ids, out=(indices, winners))
+    """The k largest of each group in each row: `indices` (ascending), rectified `values`."""
+    ids = [start + _largest(pre[:, start:stop], k) for start, stop, k in groups]
+    torch.cat(ids, 1, out=indices)
     torch.gather(pre, 1, indices, out=values).relu_()
 
 
+def _largest(pre: Float[Tensor, "rows latents"], k: int) -> Int[Tensor, "rows k"]:
+    """They lie in the k blocks with the largest maxima: selecting blocks first leaves 1/8 to sort."""
+    rows, latents = pre.shape
+    size = 8
+    blocks = latents // size
+    if latents % size or blocks < 4 * k:
+        return pre.topk(k, sorted=False).indices.sort().values
+    by_block = pre.unflatten(1, (size, blocks))
+    chosen = by_block.amax(1).topk(k, sorted=False).indices
+    candidates = by_block.gather(2, chosen[:, None].expand(rows, size, k)).view(rows, -1)
+    winners = candidates.topk(k, sorted=False).indices
+    within = winners // k
+    return (within * blocks + chosen.gather(1, winners - within * k)).sort().values
+
+
+def keep_largest_(pre: Float[Tensor, "rows latents"], k: int) -> None:
+    """Set all but the k largest of each row to 0, and rectify."""
+    left_out = pre.shape[1] - k
+    if left_out > 0:
+        pre.scatter_(1, pre.topk(left_out, largest=False, sorted=False).indices, 0.0)
+    pre.relu_()
+
+
 def select_above(
-    products: Float[Tensor, "rows d_hidden"],
-    b_enc: Float[Tensor, "d_hidden"],
+    pre: Float[Tensor, "rows d_hidden"],
     least: Float[Tensor, "d_hidden"],
 ) -> tuple[Int[Tensor, "rows"], Int[Tensor, "nnz"], Float[Tensor, "nnz"]]:
-    """Counts per row, ids and values of the entries of `products + b_enc` above `least`."""
-    pre = products + b_enc
+    """Counts per row, ids and values of the entries above `least`."""
     kept = pre > least
     return kept.sum(1), kept.nonzero()[:, 1].contiguous(), pre[kept]
 

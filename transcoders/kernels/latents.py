@@ -9,6 +9,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 
+class Group(NamedTuple):
+    """Consecutive latents [start, stop), of which each token has k active."""
+
+    start: int
+    stop: int
+    k: int
+
+
 class SparseLatents(NamedTuple):
     """Latents of a batch as CSR: row `t` holds the active latents of token `t`, ids ascending.
 
@@ -21,6 +29,8 @@ class SparseLatents(NamedTuple):
     indices: Int[Tensor, "nnz"]
     values: Float[Tensor, "nnz"]
     d_hidden: int
+    watched: Float[Tensor, "tokens watched"] | None = None
+    """Pre-activations of the latents that `topk_encode` was asked to watch, without a gradient."""
 
     @property
     def tokens(self) -> int:
@@ -49,9 +59,13 @@ class SquaredErrors(NamedTuple):
 
 def from_fixed_k(indices: Int[Tensor, "tokens k"], values: Float[Tensor, "tokens k"], d_hidden: int) -> SparseLatents:
     """Rows of exactly `k` entries (ids already ascending) as `SparseLatents`."""
+    return SparseLatents(fixed_offsets(indices), indices.reshape(-1), values.reshape(-1), d_hidden)
+
+
+def fixed_offsets(indices: Int[Tensor, "tokens k"]) -> Int[Tensor, "tokens_plus_1"]:
+    """Where the rows of exactly `k` entries begin, and the last ends."""
     tokens, k = indices.shape
-    offsets = torch.arange(0, tokens * k + 1, k, device=indices.device)
-    return SparseLatents(offsets, indices.reshape(-1), values.reshape(-1), d_hidden)
+    return torch.arange(0, tokens * k + 1, k, device=indices.device)
 
 
 def concatenate(groups: Sequence[SparseLatents]) -> SparseLatents:
@@ -113,6 +127,15 @@ def check_encoder(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int | None = None)
     if k is not None and not 1 <= k <= d_hidden:
         raise ValueError(f"k = {k} is not within 1..d_hidden = {d_hidden}: lower k or widen W_enc")
     _same_device(x=x, W_enc=W_enc, b_enc=b_enc)
+
+
+def check_groups(groups: Sequence[Group], d_hidden: int) -> None:
+    """Raise ValueError unless groups follow one another from 0 to d_hidden and have their k latents."""
+    if [*(group.start for group in groups), d_hidden] != [0, *(group.stop for group in groups)]:
+        raise ValueError(f"groups {list(map(tuple, groups))} do not divide 0..d_hidden = {d_hidden}")
+    for start, stop, k in groups:
+        if not 1 <= k <= stop - start:
+            raise ValueError(f"k = {k} of the latents {start} to {stop}: expected within 1..{stop - start}")
 
 
 def check_decoder(latents: SparseLatents, W_dec: Tensor) -> None:

@@ -7,17 +7,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transcoders.kernels.latents import SparseLatents, SquaredErrors, from_fixed_k
+from transcoders.kernels.latents import Group, SparseLatents, SquaredErrors, from_fixed_k
 
 
 def pre_activations(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Float[Tensor, "tokens d_hidden"]:
     return (x @ W_enc.to(x.dtype).T).to(W_enc.dtype) + b_enc
 
 
-def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLatents:
+def topk_encode(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, groups: tuple[Group, ...], watched: Tensor | None = None
+) -> SparseLatents:
     pre = pre_activations(x, W_enc, b_enc)
-    indices = pre.topk(k).indices.sort().values
-    return from_fixed_k(indices, pre.gather(1, indices).relu(), len(W_enc))
+    indices = torch.cat([start + pre[:, start:stop].topk(k).indices.sort().values for start, stop, k in groups], 1)
+    latents = from_fixed_k(indices, pre.gather(1, indices).relu(), len(W_enc))
+    return latents if watched is None else latents._replace(watched=pre.detach()[:, watched])
 
 
 def batchtopk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLatents:
@@ -46,6 +49,17 @@ def bucketed_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, buckets: in
     chosen = maxima.values.topk(k).indices
     indices = (chosen + buckets * maxima.indices.gather(1, chosen)).sort().values
     return from_fixed_k(indices, pre.gather(1, indices).relu(), len(W_enc))
+
+
+def auxk(
+    x: Tensor, residual: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, dead: Tensor, k_aux: int, variance: Tensor
+) -> Tensor:
+    if len(dead) == 0:
+        return residual.new_zeros(())
+    pre = pre_activations(x, W_enc[dead], b_enc[dead])
+    best = pre.topk(min(k_aux, len(dead)))
+    z = torch.zeros_like(pre).scatter(1, best.indices, best.values.relu())
+    return (residual.detach() - z @ W_dec[dead]).square().mean() / variance
 
 
 def decode(latents: SparseLatents, W_dec: Tensor) -> Float[Tensor, "tokens d_out"]:

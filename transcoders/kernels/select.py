@@ -7,30 +7,32 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 Selected = tuple[Tensor, Tensor, Tensor]  # offsets, indices, values after the relu
-# (products, b_enc, least [d_hidden]) → counts per row, ids and values above `least`
-Above = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+# least [d_hidden] → counts per row, ids and values of the pre-activations above it
+Above = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def largest_of_batch(
     products: Float[Tensor, "tokens d_hidden"],
-    b_enc: Float[Tensor, "d_hidden"],
     k: int,
     above: Above,
+    b_enc: Float[Tensor, "d_hidden"] | None = None,
 ) -> Selected:
-    """The `k · tokens` largest of `products + b_enc`, exactly.
+    """The `k · tokens` largest of `products`, plus `b_enc` where it is given, exactly.
 
     A sample of the tokens suggests a bound that a few more than wanted reach, and only these are
     sorted. Where too few reach it (tokens differ much), a lower bound follows; the last takes all.
     """
-    wanted = k * len(products)
-    sample = (products[:: max(1, len(products) // 256)] + b_enc).flatten()
+    tokens, d_hidden = products.shape
+    wanted = k * tokens
+    sample = products[:: max(1, tokens // 256)]
+    sample = (sample if b_enc is None else sample + b_enc).flatten()
     share = len(sample) / products.numel()
     best = sample.topk(min(len(sample), int(4 * wanted * share) + 16)).values
     lowest = best.new_tensor(-torch.inf)
     for bound in (*(best[min(len(best) - 1, int(m * wanted * share))] for m in (1.1, 1.5, 4)), lowest):
         # `nextafter`, for `above` is strict and the bound itself may be among the wanted.
-        least = bound.float().nextafter(lowest.float()).to(b_enc.dtype)
-        counts, indices, values = above(products, b_enc, least.expand(len(b_enc)))
+        least = bound.nextafter(lowest)
+        counts, indices, values = above(least.expand(d_hidden))
         if len(values) >= wanted:
             break
     kept = torch.zeros_like(values, dtype=torch.bool)

@@ -3,75 +3,118 @@
 # numba infers the types of what it compiles.
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from transcoders.kernels.latents import Group
 from transcoders.kernels.parallel import jit_exact, part, run
 
 _BLOCK = 16
 
 
-def select_topk(products: Tensor, b_enc: Tensor, k: int, indices: Tensor, values: Tensor) -> None:
-    run(_select_topk, products.numpy(), b_enc.detach().contiguous().numpy(), k, indices.numpy(), values.numpy())
+def select_topk(pre: Tensor, groups: Sequence[Group], indices: Tensor, values: Tensor) -> None:
+    run(_select_topk, pre.numpy(), np.array(groups), indices.numpy(), values.numpy())
 
 
-def select_above(products: Tensor, b_enc: Tensor, least: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    counts = torch.empty(len(products), dtype=torch.int64)
-    inputs = (products.numpy(), b_enc.detach().contiguous().numpy(), least.contiguous().numpy())
+def keep_largest_(pre: Tensor, k: int) -> None:
+    run(_keep_largest_of_rows, pre.numpy(), k)
+
+
+def select_above(pre: Tensor, least: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    counts = torch.empty(len(pre), dtype=torch.int64)
+    inputs = (pre.numpy(), least.contiguous().numpy())
     run(_count_above, *inputs, counts.numpy())
     starts = counts.cumsum(0) - counts
     nnz = int(counts.sum())
-    indices, values = torch.empty(nnz, dtype=torch.int64), products.new_empty(nnz)
+    indices, values = torch.empty(nnz, dtype=torch.int64), pre.new_empty(nnz)
     run(_fill_above, *inputs, starts.numpy(), indices.numpy(), values.numpy())
     return counts, indices, values
 
 
 @jit_exact
-def _select_topk(share, shares, products, b_enc, k, indices, values):
-    """Of each row: maxima of blocks → a bound that at least k blocks reach → the few above it."""
-    rows, d_hidden = products.shape
-    blocks = (d_hidden + _BLOCK - 1) // _BLOCK
-    maxima = np.empty(blocks, products.dtype)
+def _select_topk(share, shares, pre, groups, indices, values):
+    """Of each group in each row: maxima of blocks → a bound that k blocks reach → the few above it."""
+    rows, d_hidden = pre.shape
+    maxima = np.empty(d_hidden // _BLOCK + 1, pre.dtype)
     found = np.empty(d_hidden, np.int64)
-    candidates = np.empty(d_hidden, products.dtype)
-    bound = products[0, 0]
-    for r in range(*part(rows, share, shares)):
-        row = products[r]
-        # Block j is {j, j + blocks, …}: maxima of whole vectors, no horizontal work.
-        for j in range(blocks):
-            maxima[j] = row[j] + b_enc[j]
-        for start in range(blocks, d_hidden, blocks):
-            # Slices, because indices that might be negative are not vectorised.
-            block, bias = row[start : start + blocks], b_enc[start : start + blocks]
-            for j in range(len(block)):
-                v = block[j] + bias[j]
-                maxima[j] = v if v > maxima[j] else maxima[j]
-        bound = _bound(maxima, k, bound)
-        count = 0
-        for j in range(blocks):
-            if maxima[j] >= bound:
-                for i in range(j, d_hidden, blocks):
-                    if row[i] + b_enc[i] >= bound:
-                        found[count] = i
-                        count += 1
-        if count < k:  # NaNs compare with nothing: keep ids valid, the loss will tell
-            found[:] = np.arange(d_hidden)
-            count = d_hidden
-        for n in range(count):
-            candidates[n] = row[found[n]] + b_enc[found[n]]
-        _keep_largest(found, candidates, count, k)
-        kept = indices[r]
-        kept[:] = found[:k]
-        _sort(kept)
-        for n in range(k):
-            v = row[kept[n]] + b_enc[kept[n]]
-            values[r, n] = 0 if v < 0 else v
+    candidates = np.empty(d_hidden, pre.dtype)
+    first = 0
+    for g in range(len(groups)):
+        start, stop, k = groups[g, 0], groups[g, 1], groups[g, 2]
+        bound = pre[0, start]
+        for r in range(*part(rows, share, shares)):
+            row, ids = pre[r, start:stop], indices[r, first : first + k]
+            bound = _largest(row, k, bound, maxima, found, candidates)
+            ids[:] = found[:k]
+            _sort(ids)
+            for n in range(k):
+                v = row[ids[n]]
+                values[r, first + n] = 0 if v < 0 else v
+                ids[n] += start
+        first += k
+
+
+@jit_exact
+def _largest(row, k, guess, maxima, found, candidates):
+    """The ids of the k largest to the front of `found`. Returns a bound that they reach: the next row's guess."""
+    latents = len(row)
+    blocks = (latents + _BLOCK - 1) // _BLOCK
+    # Block j is {j, j + blocks, …}: maxima of whole vectors, no horizontal work.
+    maxima = maxima[:blocks]
+    maxima[:] = row[:blocks]
+    for start in range(blocks, latents, blocks):
+        # Slices, because indices that might be negative are not vectorised.
+        block = row[start : start + blocks]
+        for j in range(len(block)):
+            maxima[j] = block[j] if block[j] > maxima[j] else maxima[j]
+    bound = _bound(maxima, k, guess)
+    count = 0
+    for j in range(blocks):
+        if maxima[j] >= bound:
+            for i in range(j, latents, blocks):
+                if row[i] >= bound:
+                    found[count] = i
+                    count += 1
+    if count < k:  # NaNs compare with nothing: keep ids valid, the loss will tell
+        found[:latents] = np.arange(latents)
+        count = latents
+    for n in range(count):
+        candidates[n] = row[found[n]]
+    _keep_largest(found, candidates, count, k)
+    return bound
+
+
+@jit_exact
+def _keep_largest_of_rows(share, shares, pre, k):
+    zero = pre.dtype.type(0)
+    guess = zero
+    for r in range(*part(len(pre), share, shares)):
+        row = pre[r]
+        positive = 0
+        for j in range(len(row)):
+            row[j] = row[j] if row[j] > 0 else zero
+            positive += 1 if row[j] > 0 else 0
+        if positive <= k:
+            continue
+        guess = _bound(row, k, guess)
+        reached = 0
+        for j in range(len(row)):
+            row[j] = row[j] if row[j] >= guess else zero
+            reached += 1 if row[j] > 0 else 0
+        for _ in range(reached - k):  # `_bound` leaves a few too many
+            worst = -1
+            for j in range(len(row)):
+                if row[j] > 0 and (worst < 0 or row[j] <= row[worst]):
+                    worst = j
+            row[worst] = 0
 
 
 @jit_exact
 def _bound(maxima, k, guess):
-    """A value that at least k of the maxima reach, and few more. `guess`: where to look first."""
+    """A value that at least k of the maxima reach, and few more (ties apart). `guess`: where to look first."""
     if len(maxima) < k:
         return maxima.dtype.type(-np.inf)
     low = high = maxima[0]
@@ -141,22 +184,22 @@ def _sort(ids):
 
 
 @jit_exact
-def _count_above(share, shares, products, b_enc, least, counts):
-    for r in range(*part(len(products), share, shares)):
-        row = products[r]
+def _count_above(share, shares, pre, least, counts):
+    for r in range(*part(len(pre), share, shares)):
+        row = pre[r]
         count = 0
         for i in range(len(row)):
-            count += 1 if row[i] + b_enc[i] > least[i] else 0
+            count += 1 if row[i] > least[i] else 0
         counts[r] = count
 
 
 @jit_exact
-def _fill_above(share, shares, products, b_enc, least, starts, indices, values):
-    for r in range(*part(len(products), share, shares)):
-        row = products[r]
+def _fill_above(share, shares, pre, least, starts, indices, values):
+    for r in range(*part(len(pre), share, shares)):
+        row = pre[r]
         end = starts[r]
         for i in range(len(row)):
-            v = row[i] + b_enc[i]
+            v = row[i]
             if v > least[i]:
                 indices[end] = i
                 values[end] = v

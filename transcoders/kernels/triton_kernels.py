@@ -11,8 +11,8 @@ import triton.language as tl
 
 
 @triton.jit
-def _pre(products, b_enc, row, ids, d_hidden):
-    inside = ids < d_hidden
+def _pre(products, b_enc, row, ids, stop, d_hidden):
+    inside = ids < stop
     v = tl.load(products + row * d_hidden + ids, mask=inside, other=float("-inf")).to(tl.float32)
     return v + tl.load(b_enc + ids, mask=inside, other=0.0).to(tl.float32)
 
@@ -41,64 +41,65 @@ def _emit(ids, v, keep, place, out, indices, values):
 
 
 @triton.jit
-def select_topk(products, b_enc, indices, values, found_ids, d_hidden, k, TILE: tl.constexpr, CAP: tl.constexpr):
-    """One row: maxima of strided blocks → a bound that k blocks reach → the few above it.
+def select_topk(
+    products, b_enc, indices, values, found_ids, d_hidden, begin, stop, k, first, k_all,
+    TILE: tl.constexpr, CAP: tl.constexpr,
+):  # fmt: skip
+    """Latents begin..stop of one row: maxima of strided blocks → a bound that k blocks reach → the few above it.
 
-    When more than CAP reach it (many equal values, which bfloat16 makes possible), the row itself
+    The k found go to places first.. of the row's k_all. When more than CAP reach it (many equal values, which bfloat16 makes possible), the row itself
     is searched. Ties go to the lower id.
     """
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, TILE)
     maxima = tl.full([TILE], 0, tl.uint32)
-    for start in range(0, d_hidden, TILE):
-        keys = _key(_pre(products, b_enc, row, start + lane, d_hidden))
+    for start in range(begin, stop, TILE):
+        keys = _key(_pre(products, b_enc, row, start + lane, stop, d_hidden))
         maxima = tl.maximum(maxima, keys)
     bound = _kth_key(maxima, k)
     found = 0
-    for start in range(0, d_hidden, TILE):
+    for start in range(begin, stop, TILE):
         ids = start + lane
-        hit = (_key(_pre(products, b_enc, row, ids, d_hidden)) >= bound) & (ids < d_hidden)
+        hit = (_key(_pre(products, b_enc, row, ids, stop, d_hidden)) >= bound) & (ids < stop)
         place = found + tl.cumsum(hit.to(tl.int32), 0) - 1
         tl.store(found_ids + row * CAP + place, ids, mask=hit & (place < CAP))
         found += tl.sum(hit.to(tl.int32), 0)
     tl.debug_barrier()  # other threads of this program wrote the ids that are read now
     if found <= CAP:
         slot = tl.arange(0, CAP)
-        ids = tl.load(found_ids + row * CAP + slot, mask=slot < found, other=d_hidden)
-        v = _pre(products, b_enc, row, ids, d_hidden)
+        ids = tl.load(found_ids + row * CAP + slot, mask=slot < found, other=stop)
+        v = _pre(products, b_enc, row, ids, stop, d_hidden)
         keys = tl.where(slot < found, _key(v), 0)
         kth = _kth_key(keys, k)
         above = keys > kth
         equal = (keys == kth) & (slot < found)
         ties = k - tl.sum(above.to(tl.int32), 0)
         keep = above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= ties))
-        _emit(ids, v, keep, tl.cumsum(keep.to(tl.int32), 0) - 1, row * k, indices, values)
+        _emit(ids, v, keep, tl.cumsum(keep.to(tl.int32), 0) - 1, row * k_all + first, indices, values)
     else:
         kth = tl.full([], 0, tl.uint32)
-        reached = d_hidden  # how many reach kth
         above_count = 0  # how many exceed it
         for bit in range(32):
             larger = kth | (tl.full([], 1, tl.uint32) << (31 - bit))
             count = 0
-            for start in range(0, d_hidden, TILE):
+            for start in range(begin, stop, TILE):
                 ids = start + lane
-                hit = (_key(_pre(products, b_enc, row, ids, d_hidden)) >= larger) & (ids < d_hidden)
+                hit = (_key(_pre(products, b_enc, row, ids, stop, d_hidden)) >= larger) & (ids < stop)
                 count += tl.sum(hit.to(tl.int32), 0)
             kth = tl.where(count >= k, larger, kth)
-            reached = tl.where(count >= k, count, reached)
             above_count = tl.where(count >= k, above_count, count)
         ties = k - above_count
         written = 0
         seen = 0
-        for start in range(0, d_hidden, TILE):
+        for start in range(begin, stop, TILE):
             ids = start + lane
-            v = _pre(products, b_enc, row, ids, d_hidden)
+            v = _pre(products, b_enc, row, ids, stop, d_hidden)
             keys = _key(v)
-            equal = (keys == kth) & (ids < d_hidden)
-            keep = (keys > kth) & (ids < d_hidden)
+            equal = (keys == kth) & (ids < stop)
+            keep = (keys > kth) & (ids < stop)
             keep = keep | (equal & (seen + tl.cumsum(equal.to(tl.int32), 0) <= ties))
             place = written + tl.cumsum(keep.to(tl.int32), 0) - 1
-            _emit(ids, v, keep, place, row * k, indices, values)
+            _emit(ids, v, keep, place, row * k_all + first, indices, values)
             written += tl.sum(keep.to(tl.int32), 0)
             seen += tl.sum(equal.to(tl.int32), 0)
 
@@ -111,7 +112,7 @@ def count_above(products, b_enc, least, counts, d_hidden, TILE: tl.constexpr):
     for start in range(0, d_hidden, TILE):
         ids = start + lane
         limit = tl.load(least + ids, mask=ids < d_hidden, other=float("inf"))
-        hit = _pre(products, b_enc, row, ids, d_hidden) > limit
+        hit = _pre(products, b_enc, row, ids, d_hidden, d_hidden) > limit
         count += tl.sum(hit.to(tl.int32), 0)
     tl.store(counts + row, count.to(tl.int64))
 
@@ -124,7 +125,7 @@ def fill_above(products, b_enc, least, starts, indices, values, d_hidden, TILE: 
     for start in range(0, d_hidden, TILE):
         ids = start + lane
         limit = tl.load(least + ids, mask=ids < d_hidden, other=float("inf"))
-        v = _pre(products, b_enc, row, ids, d_hidden)
+        v = _pre(products, b_enc, row, ids, d_hidden, d_hidden)
         hit = v > limit
         tl.store(indices + out + tl.cumsum(hit.to(tl.int32), 0) - 1, ids.to(tl.int64), mask=hit)
         tl.store(values + out + tl.cumsum(hit.to(tl.int32), 0) - 1, v, mask=hit)
@@ -132,48 +133,79 @@ def fill_above(products, b_enc, least, starts, indices, values, d_hidden, TILE: 
 
 
 @triton.jit
-def nested_sums(splits, indices, values, W, out, tokens, d, GROUPS: tl.constexpr, D: tl.constexpr):
-    """out[g, t]: rows of W times values, gathered and summed over groups 0..g of token t."""
-    t = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * D + tl.arange(0, D)
+def keep_largest(pre, latents, k, TILE: tl.constexpr):
+    """Of one row, which TILE covers, all but the k largest become 0, and the negative ones. Ties go to the lower id."""
+    at = tl.program_id(0).to(tl.int64) * latents + tl.arange(0, TILE)
+    inside = tl.arange(0, TILE) < latents
+    v = tl.load(pre + at, mask=inside, other=float("-inf")).to(tl.float32)
+    keys = _key(v)
+    kth = _kth_key(keys, k)
+    above, equal = keys > kth, (keys == kth) & inside
+    ties = k - tl.sum(above.to(tl.int32), 0)
+    keep = above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= ties))
+    tl.store(pre + at, tl.where(keep, tl.maximum(v, 0.0), 0.0), mask=inside)
+
+
+@triton.jit
+def nested_sums(
+    splits, indices, values, W, target, out, squares, tokens, d,
+    GROUPS: tl.constexpr, RESIDUAL: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """out[g, t]: rows of W times values, gathered and summed over groups 0..g of token t.
+
+    With RESIDUAL it is the target less that, and squares[block, g, t] the sum of its squares in a block of columns.
+    """
+    t, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    column = block * D + tl.arange(0, D)
     inside = column < d
     total = tl.zeros([D], tl.float32)
+    if RESIDUAL:
+        total += tl.load(target + t * d + column, mask=inside, other=0.0)
     for g in range(GROUPS):
         start = tl.load(splits + t * (GROUPS + 1) + g)
         stop = tl.load(splits + t * (GROUPS + 1) + g + 1)
         for entry in range(start, stop):
             latent = tl.load(indices + entry)
             w = tl.load(W + latent * d + column, mask=inside, other=0.0).to(tl.float32)
-            total += tl.load(values + entry) * w
+            v = tl.load(values + entry)
+            total += (-v if RESIDUAL else v) * w
         tl.store(out + (g * tokens + t) * d + column, total, mask=inside)
+        if RESIDUAL:
+            tl.store(squares + (block * GROUPS + g) * tokens + t, tl.sum(total * total, 0))
 
 
 @triton.jit
-def entry_dots(splits, indices, grad, W, dots, tokens, d, GROUPS: tl.constexpr, D: tl.constexpr):
-    """dots[entry] = grad[g, t] · W[latent]: D covers the whole row."""
-    t = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, D)
-    inside = column < d
-    for g in range(GROUPS):
-        start = tl.load(splits + t * (GROUPS + 1) + g)
-        stop = tl.load(splits + t * (GROUPS + 1) + g + 1)
-        source = tl.load(grad + (g * tokens + t) * d + column, mask=inside, other=0.0)
-        for entry in range(start, stop):
-            latent = tl.load(indices + entry)
-            w = tl.load(W + latent * d + column, mask=inside, other=0.0).to(tl.float32)
-            tl.store(dots + entry, tl.sum(source.to(tl.float32) * w, 0))
+def reverse_sums(residuals, weights, out, numel, GROUPS: tl.constexpr, TILE: tl.constexpr):
+    """out[g]: the sum over g' >= g of weights[g'] · residuals[g']."""
+    at = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    inside = at < numel
+    total = tl.zeros([TILE], tl.float32)
+    for i in range(GROUPS):
+        g = GROUPS - 1 - i
+        total += tl.load(weights + g) * tl.load(residuals + g * numel + at, mask=inside, other=0.0)
+        tl.store(out + g * numel + at, total, mask=inside)
 
 
 @triton.jit
-def column_sums(offsets, order, rows, values, x, sums, totals, d, STEP: tl.constexpr, D: tl.constexpr):
-    """sums[latent] = Σ values · x[rows] and totals[latent] = Σ values over a latent's entries."""
-    latent = tl.program_id(0).to(tl.int64)
+def column_sums(
+    schedule, offsets, order, rows, values, x, W, sums, totals, dots, d, nnz,
+    DOTS: tl.constexpr, STEP: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """sums[latent] = Σ values · x[rows] over a latent's entries, and totals[latent] = Σ values.
+
+    With DOTS instead of totals: dots[block, n] = x[rows] · W[latent] over a block of columns, for the n-th of the
+    entries by latent. One reading of a row of x serves both. `schedule` has the latents with the most entries first,
+    so that none of them is begun when all others are done.
+    """
+    latent = tl.load(schedule + tl.program_id(0))
     block = tl.program_id(1)
     column = block * D + tl.arange(0, D)
     inside = column < d
     start, stop = tl.load(offsets + latent), tl.load(offsets + latent + 1)
     total = tl.zeros([D], tl.float32)
     weight = tl.zeros([STEP], tl.float32)
+    if DOTS:
+        direction = tl.load(W + latent * d + column, mask=inside, other=0.0).to(tl.float32)
     for first in range(start, stop, STEP):
         n = first + tl.arange(0, STEP)
         some = n < stop
@@ -181,8 +213,12 @@ def column_sums(offsets, order, rows, values, x, sums, totals, d, STEP: tl.const
         row = tl.load(rows + entry, mask=some, other=0)
         v = tl.load(values + entry, mask=some, other=0.0)
         tile = tl.load(x + row[:, None] * d + column[None, :], mask=some[:, None] & inside[None, :], other=0.0)
-        total += tl.sum(tile.to(tl.float32) * v[:, None], 0)
-        weight += v
+        tile = tile.to(tl.float32)
+        total += tl.sum(tile * v[:, None], 0)
+        if DOTS:
+            tl.store(dots + block.to(tl.int64) * nnz + n, tl.sum(tile * direction[None, :], 1), mask=some)
+        else:
+            weight += v
     tl.store(sums + latent * d + column, total, mask=inside)
-    if block == 0:
+    if not DOTS and block == 0:
         tl.store(totals + latent, tl.sum(weight, 0))

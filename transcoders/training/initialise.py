@@ -72,7 +72,7 @@ def initialise_(
         model.b_dec.copy_(statistics.y_mean / statistics.y_scale)
         x_mean = (statistics.x_mean / statistics.x_scale).to(model.W_enc)
         model.b_enc.copy_(-(model.W_enc @ x_mean))
-        latents = kernels.concatenate([model.largest(x, W, b, k) for W, b, k in model.encoders()])
+        latents = model.largest(x)
         centred = y - model.b_dec
     if decoder == "residual":
         rows = model.W_dec.detach().requires_grad_()

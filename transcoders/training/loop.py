@@ -245,23 +245,25 @@ class Trainer:
         bound = objective.batch_bound(list(xs))
         sums = [x.new_zeros(()) for _ in range(4)]
         residuals, latents_of = [], []
+        with_aux = bool(settings.aux_coefficient and self.ranks.latents.total(len(dead), x.device))
         for x_part, y_part in zip(xs, ys, strict=True):
             share = len(x_part) / tokens
-            losses = objective.losses(x_part, y_part, bound, self._generator(0))
+            losses = objective.losses(x_part, y_part, bound, self._generator(0), dead if with_aux else None)
             (share * losses.total).backward()
             for i, value in enumerate((losses.total.detach(), losses.nmse, losses.l1)):
                 sums[i] += share * value
             residuals.append(losses.residual)
             latents_of.append(losses.latents._replace(values=losses.latents.values.detach()))
         loss, nmse, l1, aux = sums
-        if settings.aux_coefficient and self.ranks.latents.total(len(dead), x.device):
+        if with_aux:
             variance = self._variance(torch.cat(residuals))
             at, every = self.ranks.data.share(tokens).start, settings.aux_every
-            for x_part, residual in zip(xs, residuals, strict=True):
+            for x_part, residual, latents in zip(xs, residuals, latents_of, strict=True):
                 seen = slice(-at % every, None, every)
                 at += len(x_part)
+                watched = None if latents.watched is None else latents.watched[seen]
                 if len(x_seen := x_part[seen].contiguous()):
-                    value = objective.aux(x_seen, residual[seen].contiguous(), dead, variance)
+                    value = objective.aux(x_seen, residual[seen].contiguous(), dead, variance, watched)
                     value = value * (len(x_seen) / -(-tokens // every))
                     (settings.aux_coefficient * value).backward()
                     aux += value.detach()

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from transcoders import kernels
@@ -62,14 +62,15 @@ class Objective:
         y: Float[Tensor, "tokens d_out"],
         bound: Float[Tensor, "d_hidden"] | None = None,
         generator: torch.Generator | None = None,
+        dead: Int[Tensor, "dead"] | None = None,
     ) -> Losses:
         """Losses of normalised ``x`` and ``y``.
 
         ``bound`` is what ``batch_bound`` said of the whole batch, if ``x`` is a part of one;
-        ``generator`` draws the prefixes, where they are sampled.
+        ``generator`` draws the prefixes, where they are sampled; ``dead`` is what ``aux`` will ask for.
         """
         model = self.model
-        latents, l0 = self._encode(x, bound)
+        latents, l0 = self._encode(x, bound, dead)
         target = y - model.b_dec - (x @ model.W_skip.T if model.config.skip else 0.0)
         if self.variant.stop_gradient:
             total, nmse, residual = self._separately(latents, target)
@@ -90,15 +91,17 @@ class Objective:
         residual: Float[Tensor, "tokens d_out"],
         dead: Tensor,
         variance: Float[Tensor, ""],
+        watched: Float[Tensor, "tokens dead"] | None = None,
     ) -> Float[Tensor, ""]:
-        """AuxK of the ``dead`` latents over ``variance``, that of the whole batch's residual."""
+        """AuxK of the ``dead`` latents over ``variance``, that of the whole batch's residual.
+
+        ``watched`` are their pre-activations, if ``losses`` kept them.
+        """
         model = self.model
         if isinstance(model, SlicedTranscoder):
             return sliced_auxk(model, x, residual, dead, variance)
-        k_aux = min(model.config.d_out // 2, len(dead))
-        return kernels.auxk(
-            x, residual, model.W_enc, model.b_enc, model.W_dec, dead, k_aux, self.settings.backend, variance
-        )  # fmt: skip
+        weights = (model.W_enc, model.b_enc, model.W_dec)
+        return kernels.auxk(x, residual, *weights, dead, self._k_aux(dead), self.settings.backend, variance, watched)
 
     def orthogonality(self, generator: torch.Generator, earlier: Transcoder | None) -> Float[Tensor, ""] | None:
         """The weighted penalty on decoder rows that point the same way, from a sample of them.
@@ -173,7 +176,10 @@ class Objective:
                 own = self.model.threshold[group.start : group.stop]
                 own += THRESHOLD_RATE * torch.where(smallest.isfinite(), smallest - own, 0.0)
 
-    def _encode(self, x: Tensor, bound: Tensor | None) -> tuple[SparseLatents, Tensor | None]:
+    def _k_aux(self, dead: Tensor) -> int:
+        return min(self.model.config.d_out // 2, len(dead))
+
+    def _encode(self, x: Tensor, bound: Tensor | None, dead: Tensor | None) -> tuple[SparseLatents, Tensor | None]:
         model, settings = self.model, self.settings
         config, backend = model.config, settings.backend
         if config.encoder == "jumprelu":
@@ -186,7 +192,8 @@ class Objective:
             buckets = BUCKETS_PER_K * config.k
             return kernels.bucketed_encode(x, model.W_enc, model.b_enc, config.k, buckets, backend), None
         if config.encoder in (*FIXED_K, "batchtopk"):
-            return kernels.concatenate(model.encode_groups(x, backend)), None
+            known = dead is not None and len(dead) and kernels.auxk_is_dense(self._k_aux(dead), len(dead))
+            return model.chosen(x, backend, dead if known else None), None
         return model.encode_normalised(x, backend), None
 
     def _squared_errors(self, latents: SparseLatents, target: Tensor, sizes: tuple[int, ...] = ()) -> SquaredErrors:

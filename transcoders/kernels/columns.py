@@ -1,0 +1,28 @@
+"""The entries of sparse latents by latent instead of by token."""
+
+from collections.abc import Callable, MutableMapping
+from typing import NamedTuple
+
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+
+class Columns(NamedTuple):
+    """The entries of a CSR ordered by latent (and by token within a latent)."""
+
+    offsets: Int[Tensor, "d_hidden_plus_1"]
+    order: Int[Tensor, "nnz"]  # position in the CSR
+
+
+_columns_of: MutableMapping[Tensor, Columns] = WeakIdKeyDictionary()
+
+
+def columns_of(indices: Tensor, d_hidden: int, transpose: Callable[[Tensor, int], Columns]) -> Columns:
+    """What `transpose` says of `indices`, which the decoder's and the encoder's gradients both ask.
+
+    It lives as long as the indices do.
+    """
+    if indices not in _columns_of:
+        _columns_of[indices] = transpose(indices, d_hidden)
+    return _columns_of[indices]
