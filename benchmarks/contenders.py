@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from transcoders import kernels
+from transcoders.devices import multiplies_bf16
 from transcoders.dictionary.transcoder import TranscoderConfig
 from transcoders.kernels import SparseLatents
 from transcoders.kernels.adam import adam_step_, projected_square_norm
@@ -118,6 +119,7 @@ def ours(
             assert latents.watched is not None
             seen = (part[:aux_tokens] for part in (x, residual, latents.watched))
             x_seen, residual_seen, watched = seen
+            x_seen = x_seen.bfloat16() if multiplies_bf16(x.device) else x_seen  # as training does
             aux = kernels.auxk(x_seen, residual_seen, *weights, watched=watched)
             loss = loss + AUX_COEFFICIENT * aux
         loss.backward()  # type: ignore[no-untyped-call]

@@ -49,8 +49,10 @@ def matmul_precision(device: torch.device, *, bf16: bool) -> Iterator[None]:
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether there are units for bfloat16 products (AMX, tensor cores); without, they are slower than float32."""
-    return torch.cpu._is_amx_tile_supported() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+    """Whether there are instructions for bfloat16 products (AMX, AVX-512, tensor cores); without, they are slow."""
+    if device.type == "cpu":
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.cuda.is_bf16_supported()
 
 
 def is_out_of_memory(error: Exception) -> bool:

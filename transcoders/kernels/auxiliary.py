@@ -47,7 +47,12 @@ def auxk(
 
 def variance_of(residual: Float[Tensor, "tokens d_out"]) -> Float[Tensor, ""]:
     """Mean square about the mean token, over tokens and dimensions."""
-    return (residual - residual.mean(0)).square().mean()
+    return _mean_square(residual - residual.mean(0))
+
+
+def _mean_square(values: Tensor) -> Tensor:
+    """`values.square().mean()` in one pass."""
+    return torch.linalg.vector_norm(values).square() / values.numel()
 
 
 class _Fixed(NamedTuple):
@@ -77,16 +82,17 @@ class _Dense(torch.autograd.Function):
             z = fixed.watched.clone()
         fixed.module.keep_largest_(z, fixed.k_aux)
         z = z.to(x.dtype)
-        error = fixed.residual - z @ decoder
+        error = fixed.residual - (z @ decoder).to(fixed.residual.dtype)
         slope = -2 / (error.numel() * fixed.variance)
         narrow = error.to(x.dtype)
-        grad_z = (narrow @ decoder.T) * (z > 0)
+        grad_z = narrow @ decoder.T
+        grad_z = torch.ops.aten.threshold_backward(grad_z, z.to(grad_z.dtype), 0)
         grad_x = grad_z @ encoder.to(x.dtype) if ctx.needs_input_grad[0] else x.new_empty(0)
         grads = [slope * grad.to(slope) for grad in (grad_x, grad_z.T @ x, grad_z.sum(0), z.T @ narrow)]
         ctx.x_dtype = x.dtype
         ctx.shapes = (W_enc.shape, b_enc.shape, W_dec.shape)
         ctx.save_for_backward(dead, *grads)
-        return error.square().mean() / fixed.variance
+        return _mean_square(error) / fixed.variance
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

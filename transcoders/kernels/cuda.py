@@ -248,7 +248,7 @@ def _gather(
     if tokens:
         triton_kernels.nested_sums[grid](
             splits, indices, values.contiguous(), W.contiguous(), target, out, squares, tokens, d, groups,
-            target is not None, D,
+            target is not None, 4, D,
         )  # fmt: skip
     return out, squares
 

@@ -70,7 +70,7 @@ def _largest(row, k, guess, maxima, found, candidates):
         block = row[start : start + blocks]
         for j in range(len(block)):
             maxima[j] = block[j] if block[j] > maxima[j] else maxima[j]
-    bound = _bound(maxima, k, guess)
+    bound = _bound(maxima, k, 2, guess)
     count = 0
     for j in range(blocks):
         if maxima[j] >= bound:
@@ -99,12 +99,12 @@ def _keep_largest_of_rows(share, shares, pre, k):
             positive += 1 if row[j] > 0 else 0
         if positive <= k:
             continue
-        guess = _bound(row, k, guess)
+        guess = _bound(row, k, 0, guess)
         reached = 0
         for j in range(len(row)):
             row[j] = row[j] if row[j] >= guess else zero
             reached += 1 if row[j] > 0 else 0
-        for _ in range(reached - k):  # `_bound` leaves a few too many
+        for _ in range(reached - k):  # equal values
             worst = -1
             for j in range(len(row)):
                 if row[j] > 0 and (worst < 0 or row[j] <= row[worst]):
@@ -113,30 +113,30 @@ def _keep_largest_of_rows(share, shares, pre, k):
 
 
 @jit_exact
-def _bound(maxima, k, guess):
-    """A value that at least k of the maxima reach, and few more (ties apart). `guess`: where to look first."""
-    if len(maxima) < k:
-        return maxima.dtype.type(-np.inf)
-    low = high = maxima[0]
-    for v in maxima:
-        low = v if v < low else low
-        high = v if v > high else high
-    if not low < guess < high:
-        guess = low + (high - low) / 2
-    for _ in range(48):
+def _bound(values, k, slack, guess):
+    """A number that at least k of the values reach, and at most `slack` more (ties apart). `guess`: where to begin."""
+    low, high = -np.inf, np.inf
+    guess = guess if np.isfinite(guess) else values.dtype.type(0)
+    step = abs(guess) / 32 + values.dtype.type(1e-6)
+    for _ in range(96):
         count = 0
-        for v in maxima:
+        for v in values:
             count += 1 if v >= guess else 0
         if count >= k:
             low = guess
-            if count <= k + 2:
+            if count <= k + slack:
                 break
         else:
             high = guess
-        guess = low + (high - low) / 2
-        if not low < guess < high:
+        before = guess
+        if low > -np.inf and high < np.inf:
+            guess = low + (high - low) / 2
+        else:  # no border on this side yet
+            guess = guess + step if count >= k else guess - step
+            step *= 2
+        if guess == before:
             break
-    return low
+    return values.dtype.type(low)
 
 
 @jit_exact

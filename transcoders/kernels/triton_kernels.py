@@ -149,7 +149,7 @@ def keep_largest(pre, latents, k, TILE: tl.constexpr):
 @triton.jit
 def nested_sums(
     splits, indices, values, W, target, out, squares, tokens, d,
-    GROUPS: tl.constexpr, RESIDUAL: tl.constexpr, D: tl.constexpr,
+    GROUPS: tl.constexpr, RESIDUAL: tl.constexpr, STEP: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """out[g, t]: rows of W times values, gathered and summed over groups 0..g of token t.
 
@@ -164,11 +164,13 @@ def nested_sums(
     for g in range(GROUPS):
         start = tl.load(splits + t * (GROUPS + 1) + g)
         stop = tl.load(splits + t * (GROUPS + 1) + g + 1)
-        for entry in range(start, stop):
-            latent = tl.load(indices + entry)
-            w = tl.load(W + latent * d + column, mask=inside, other=0.0).to(tl.float32)
-            v = tl.load(values + entry)
-            total += (-v if RESIDUAL else v) * w
+        for first in range(start, stop, STEP):  # several rows on their way at a time
+            n = first + tl.arange(0, STEP)
+            latent = tl.load(indices + n, mask=n < stop, other=0)
+            v = tl.load(values + n, mask=n < stop, other=0.0)
+            some = (n < stop)[:, None] & inside[None, :]
+            w = tl.load(W + latent[:, None] * d + column[None, :], mask=some, other=0.0).to(tl.float32)
+            total += tl.sum((-v if RESIDUAL else v)[:, None] * w, 0)
         tl.store(out + (g * tokens + t) * d + column, total, mask=inside)
         if RESIDUAL:
             tl.store(squares + (block * GROUPS + g) * tokens + t, tl.sum(total * total, 0))

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from transcoders import kernels
+from transcoders.devices import multiplies_bf16
 from transcoders.dictionary.sliced import SlicedTranscoder
 from transcoders.dictionary.transcoder import FIXED_K, Transcoder
 from transcoders.distributed.ranks import ALONE, Ranks
@@ -53,6 +54,8 @@ class Objective:
         self._seeks_k = variant.encoder == "jumprelu" or (variant.encoder == "relu" and not settings.lambda_sparsity)
         if self._seeks_k:
             self.pressure.fill_(FIRST_PRESSURE)
+        device = model.W_enc.device  # on CUDA autocast decides
+        self._aux_in_bf16 = device.type == "cpu" and settings.precision != "float32" and multiplies_bf16(device)
         given = torch.tensor(variant.prefix_weights[: max(1, len(model.config.prefixes))], dtype=torch.float64)
         self._weights = given if given.sum() > 0 else torch.ones(len(model.config.groups), dtype=torch.float64)
 
@@ -101,6 +104,8 @@ class Objective:
         if isinstance(model, SlicedTranscoder):
             return sliced_auxk(model, x, residual, dead, variance)
         weights = (model.W_enc, model.b_enc, model.W_dec)
+        if self._aux_in_bf16:
+            x = x.bfloat16()
         return kernels.auxk(x, residual, *weights, dead, self._k_aux(dead), self.settings.backend, variance, watched)
 
     def orthogonality(self, generator: torch.Generator, earlier: Transcoder | None) -> Float[Tensor, ""] | None:

@@ -133,7 +133,8 @@ class TrainSettings(Settings):
     selection: Literal["exact", "bucketed"] = "exact"
     """How training finds the top k: ``bucketed`` is faster on GPUs and misses some (docs/benchmarks.md)."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Of the matrix products; auto takes float32 on CPU and bf16 on CUDA. Weights are float32."""
+    """Of the matrix products; weights are float32. auto takes bf16 on CUDA; on CPU float32, and bf16 for AuxK alone
+    where the processor has instructions for it."""
     backend: Literal["auto", "reference", "cpu", "triton"] = "auto"
     """Which kernels; auto takes the fastest for the device."""
     buffer_tokens: int = Field(default=131_072, gt=0)
