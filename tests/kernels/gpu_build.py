@@ -59,4 +59,6 @@ def build(program: Any, constants: dict[str, int], warps: int) -> dict[str, int]
 
 
 if __name__ == "__main__":
-    print(json.dumps([[program.__name__, constants, build(program, constants, w)] for program, constants, w in PROGRAMS]))
+    print(
+        json.dumps([[program.__name__, constants, build(program, constants, w)] for program, constants, w in PROGRAMS])
+    )

@@ -182,7 +182,9 @@ def test_each_group_chooses_its_own_largest(backend: str, small_chunks: bool, mo
     torch.testing.assert_close(outcome(backend)[0], torch.cat(alone, 1), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("groups", [[Group(0, 4, 2)], [Group(0, 4, 2), Group(5, 9, 2)], [Group(0, 4, 5), Group(4, 9, 1)]])
+@pytest.mark.parametrize(
+    "groups", [[Group(0, 4, 2)], [Group(0, 4, 2), Group(5, 9, 2)], [Group(0, 4, 5), Group(4, 9, 1)]]
+)
 def test_groups_that_do_not_fit_are_told(groups: list[Group]) -> None:
     with pytest.raises(ValueError, match=r"do not divide 0..d_hidden = 9|k = 5 of the latents 0 to 4"):
         kernels.topk_encode(torch.zeros(4, 3), torch.zeros(9, 3), torch.zeros(9), groups)
@@ -271,6 +273,36 @@ def test_auxk_equals_a_naive_one_and_touches_dead_rows_only(
         assert not any(grad[alive].any() for grad in ours[2:])
     none = torch.tensor([], dtype=torch.int64)
     assert kernels.auxk(w.x, w.y, w.W_enc, w.b_enc, w.W_dec, none, 4, backend) == 0
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_auxk_in_bfloat16_is_near_that_in_float32(backend: str) -> None:
+    w = Weights(tokens=40, d=16, d_hidden=64, seed=18)
+    dead = torch.arange(3, 40, 2)
+
+    def gradients(x: Tensor) -> list[Tensor]:
+        loss = kernels.auxk(x, w.y, w.W_enc, w.b_enc, w.W_dec, dead, 9, backend, watched=known)
+        return [loss, *(grad.to_dense() for grad in torch.autograd.grad(loss, w.leaves[1:]))]
+
+    known = kernels.topk_encode(w.x, w.W_enc, w.b_enc, 5, backend, dead).watched
+    for narrow, wide in zip(gradients(w.x.detach().bfloat16()), gradients(w.x.detach()), strict=True):
+        assert narrow.dtype == torch.float32
+        assert (narrow - wide).norm() < 0.02 * wide.norm()
+
+
+def test_triton_multiplies_in_the_dtype_of_autocast() -> None:
+    w = Weights(tokens=6, d=16, d_hidden=64, seed=19)
+
+    def gradients(x: Tensor, enabled: bool) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            latents = kernels.topk_encode(x, w.W_enc, w.b_enc, 8, "triton")
+            errors, _ = kernels.squared_errors(latents, w.W_dec, w.y, (), "triton")
+        return [latents.values, *torch.autograd.grad(errors.sum(), w.leaves[1:])]
+
+    narrow = gradients(w.x.detach().bfloat16(), enabled=False)
+    for ours, theirs in zip(gradients(w.x.detach(), enabled=True), narrow, strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
 
 
 def test_x_gets_a_gradient_only_when_it_asks() -> None:

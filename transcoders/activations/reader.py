@@ -1,7 +1,7 @@
 """Reading a store: in order for evaluation, shuffled through a bounded buffer for training."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transcoders.activations.store import CHUNK_ROWS, SHARD_ROWS, Store
+from transcoders.kernels.memory import empty
 
 
 class Batch(NamedTuple):
@@ -46,6 +47,12 @@ def _with_outputs(store: Store, held: list[Tensor]) -> tuple[Tensor, Tensor]:
     return x, rest[0] if rest else store.recompute(x)
 
 
+def _wide(parts: Sequence[Tensor], own: slice) -> Tensor:
+    """The ``own`` rows of all parts together, in float32."""
+    values = (parts[0] if len(parts) == 1 else torch.cat(list(parts)))[own]
+    return empty(*values.shape, like=values.new_empty(0, dtype=torch.float32)).copy_(values)
+
+
 def ordered_batches(
     store: Store, documents: NDArray[np.bool_], limit: int, device: torch.device
 ) -> Iterator[LabelledBatch]:
@@ -68,11 +75,21 @@ def ordered_batches(
 
 
 class _Load(NamedTuple):
-    """The part of the store that the buffer holds at a time, and the order to take it in."""
+    """The part of the store that the buffer holds at a time, on the device, and the order to take it in."""
 
     values: list[Tensor]
-    """x, and y where it is stored."""
+    """x, and y where it is stored, in the store's dtype."""
     order: Tensor
+    arrived: torch.cuda.Event | None
+    """When it has been copied to the GPU."""
+
+    def wait(self) -> None:
+        """Let the GPU's work from here on come after the copy."""
+        if self.arrived is not None:
+            stream = torch.cuda.current_stream(self.order.device)
+            stream.wait_event(self.arrived)
+            for tensor in (*self.values, self.order):
+                tensor.record_stream(stream)  # its memory is the copying stream's
 
 
 class ShuffledReader:
@@ -80,7 +97,8 @@ class ShuffledReader:
 
     An epoch is a permutation of the store's chunks, cut into loads of ``buffer_tokens`` rows; rows
     are permuted within a load. Contexts lie shuffled in the store, so this mixes documents twice.
-    Memory is two loads, whatever the store's size. ``batch(n)`` onwards can be had without reading
+    Memory is two loads, whatever the store's size, on a GPU if that is the device: rows are gathered there,
+    and the host only reads. ``batches(n)`` onwards can be had without reading
     what comes before, which makes resuming exact and cheap. The last, incomplete batch of an epoch
     is left out.
     """
@@ -106,6 +124,7 @@ class ShuffledReader:
         self.tokens = int(self._counts.sum())
         self.batches_per_epoch = self.tokens // batch_size
         self.seconds_waited = 0.0
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([self._seed, epoch]).permutation(len(self._chunks))
@@ -115,17 +134,28 @@ class ShuffledReader:
         return [order[i : i + self._chunks_per_load] for i in range(0, len(order), self._chunks_per_load)]
 
     def _read(self, epoch: int, number: int, chunks: NDArray[np.int64]) -> _Load:
-        with ThreadPoolExecutor(self._store.requests) as pool:
-            values = [torch.cat(parts) for parts in zip(*pool.map(self._chosen_rows, chunks), strict=True)]
-        if self._device.type == "cuda":
-            values = [value.pin_memory() for value in values]
-        rng = np.random.default_rng([self._seed, epoch, number])
-        return _Load(values, torch.from_numpy(rng.permutation(len(values[0]))))
+        store, ends = self._store, self._counts[chunks].cumsum()
+        shape = (int(ends[-1]), store.d_model)
+        if self._copies is None:
+            values = [empty(*shape, like=torch.empty(0, dtype=store.dtype)) for _ in store.held]
+        else:
+            values = [torch.empty(shape, dtype=store.dtype, pin_memory=True) for _ in store.held]
 
-    def _chosen_rows(self, index: int) -> list[Tensor]:
-        start, stop = self._chunks[index]
-        rows = torch.from_numpy(np.flatnonzero(self._documents[self._store.labels("document", start, stop)]))
-        return [self._store.rows(name, start, stop)[rows] for name in self._store.held]
+        def fill(index: int, end: int) -> None:
+            start, stop = self._chunks[index]
+            rows = torch.from_numpy(np.flatnonzero(self._documents[store.labels("document", start, stop)]))
+            for name, out in zip(store.held, values, strict=True):
+                torch.index_select(store.rows(name, start, stop), 0, rows, out=out[end - len(rows) : end])
+
+        with ThreadPoolExecutor(store.requests) as pool:
+            list(pool.map(fill, chunks, ends.tolist()))
+        rng = np.random.default_rng([self._seed, epoch, number])
+        order = torch.from_numpy(rng.permutation(len(values[0])))
+        if self._copies is None:
+            return _Load(values, order, None)
+        with torch.cuda.stream(self._copies):
+            placed = [value.to(self._device, non_blocking=True) for value in values]
+            return _Load(placed, order.to(self._device), self._copies.record_event())
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
         """Batch number ``first`` (counted over epochs) and all after it."""
@@ -143,14 +173,15 @@ class ShuffledReader:
             began = time.perf_counter()
             load = future.result()
             self.seconds_waited += time.perf_counter() - began
+            load.wait()
             upcoming = self._submit(pool, next(plan))
             while start < len(load.order):
                 missing = self.batch_size - sum(len(values[0]) for values in carried)
                 rows = load.order[start : start + missing]
                 start += len(rows)
-                carried.append([value[rows] for value in load.values])
+                carried.append([value.index_select(0, rows) for value in load.values])
                 if len(rows) == missing:
-                    held = [self._place(torch.cat(part)[self._own]) for part in zip(*carried, strict=True)]
+                    held = [_wide(part, self._own) for part in zip(*carried, strict=True)]
                     carried = []
                     # y is recomputed here, not in the reading thread, where a step's matmul precision could reach it.
                     yield Batch(*_with_outputs(self._store, held))
@@ -175,6 +206,3 @@ class ShuffledReader:
     ) -> tuple[int, bool, "Future[_Load]"]:
         epoch, number, chunks, skip, last = item
         return skip, last, pool.submit(self._read, epoch, number, chunks)
-
-    def _place(self, values: Tensor) -> Tensor:
-        return values.to(self._device, non_blocking=True).float()

@@ -225,6 +225,8 @@ class Store:
         try:
             self.tokens = int(self.attributes["tokens"])
             self.d_model = int(self.attributes["d_model"])
+            self.dtype = DTYPES.get(self.attributes["dtype"], torch.float32)
+            """Of ``rows``."""
             self._check_shards(found)
         except DAMAGE as error:
             raise self._damaged("damaged", error) from error

@@ -1,8 +1,9 @@
 """The sparse step on CUDA: launches of `triton_kernels` as torch custom operators.
 
 The encoder matmul runs in the dtype of `x`, or in autocast's: bfloat16 tensor cores over float32
-master weights. Its result, in that dtype, exists for some rows at a time. Selection, sums and gradients are float32. Custom operators have shapes for tracing
-and their own backward, so the functions here work under autograd and torch.compile.
+master weights. Its result, in that dtype, exists for some rows at a time. Selection, sums and
+gradients are float32. Custom operators have shapes for tracing and their own backward, so the
+functions here work under autograd and torch.compile.
 """
 
 import os
@@ -19,8 +20,8 @@ from transcoders.kernels.columns import Columns, columns_of
 from transcoders.kernels.latents import Group, SparseLatents, SquaredErrors, fixed_offsets, splits_of, truncate
 
 _TILE = 2048
-# Rows of products that exist at a time where a choice is made row by row: enough to fill a GPU, and few enough that they
-# and the copy of the weights in their dtype stay below the [tokens, d_hidden] of a large batch.
+# Rows of products that exist at a time: enough to fill a GPU, and few enough that they and the copy of the weights in
+# their dtype stay below the [tokens, d_hidden] of a large batch.
 _CHUNK_BYTES = 128 << 20
 _LEAST_ROWS = 2048
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -32,8 +33,8 @@ def topk_encode(
     _check(x)
     flat = [number for group in groups for number in group]
     nothing = torch.empty(0, dtype=torch.int64, device=x.device)
-    *latents, seen = _topk(x, W_enc, b_enc, flat, nothing if watched is None else watched)
-    return SparseLatents(*latents, len(W_enc), None if watched is None else seen)
+    offsets, indices, values, seen = _topk(x, W_enc, b_enc, flat, nothing if watched is None else watched)
+    return SparseLatents(offsets, indices, values, len(W_enc), None if watched is None else seen)
 
 
 def batchtopk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLatents:
@@ -121,9 +122,7 @@ def _(x: Tensor, W: Tensor, b: Tensor, how: str, k: int, least: Tensor | None) -
 
 
 @custom_op("mtxplt::topk", mutates_args=())
-def _topk(
-    x: Tensor, W: Tensor, b: Tensor, groups: list[int], watched: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _topk(x: Tensor, W: Tensor, b: Tensor, groups: list[int], watched: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`groups`: start, stop and k of each, one after the other."""
     tokens, d_hidden = len(x), len(W)
     narrow, b = W.to(_product_dtype(x)), b.contiguous()
@@ -237,9 +236,7 @@ def _reconstructions(splits: Tensor, W: Tensor) -> Tensor:
     return W.new_empty(splits.shape[1] - 1, splits.shape[0], W.shape[1], dtype=torch.float32)
 
 
-def _gather(
-    splits: Tensor, indices: Tensor, values: Tensor, W: Tensor, target: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _gather(splits: Tensor, indices: Tensor, values: Tensor, W: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
     """Nested sums, or what they leave of the target and its squares by (block of columns, group, token)."""
     out = _reconstructions(splits, W)
     (groups, tokens, d), D = out.shape, _columns_at_once(W)
@@ -267,7 +264,9 @@ def _(residuals: Tensor, weights: Tensor) -> Tensor:
 
 
 @custom_op("mtxplt::encoder_gradients", mutates_args=())
-def _encoder_gradients(splits: Tensor, indices: Tensor, grad: Tensor, x: Tensor, d_hidden: int) -> tuple[Tensor, Tensor]:
+def _encoder_gradients(
+    splits: Tensor, indices: Tensor, grad: Tensor, x: Tensor, d_hidden: int
+) -> tuple[Tensor, Tensor]:
     grad_W, grad_b, _ = _column_sums(splits, indices, grad, x, d_hidden, None)
     return grad_W, grad_b
 

@@ -47,8 +47,8 @@ def select_topk(
 ):  # fmt: skip
     """Latents begin..stop of one row: maxima of strided blocks → a bound that k blocks reach → the few above it.
 
-    The k found go to places first.. of the row's k_all. When more than CAP reach it (many equal values, which bfloat16 makes possible), the row itself
-    is searched. Ties go to the lower id.
+    The k found go to places first.. of the row's k_all. When more than CAP reach the bound (many equal
+    values, which bfloat16 makes possible), the row itself is searched. Ties go to the lower id.
     """
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, TILE)
