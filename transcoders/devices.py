@@ -33,7 +33,7 @@ def resolve_device(name: str) -> torch.device:
 def matmul_precision(device: torch.device, *, bf16: bool) -> Iterator[None]:
     """Multiply matrices in bfloat16, accumulating in float32, while weights and results stay float32.
 
-    On CUDA through autocast; on CPU oneDNN does it, faster where the CPU has AMX and slower elsewhere.
+    On CUDA through autocast; on CPU oneDNN does it where there is AMX.
     """
     if device.type == "cpu":
         backend = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
@@ -51,8 +51,13 @@ def matmul_precision(device: torch.device, *, bf16: bool) -> Iterator[None]:
 def multiplies_bf16(device: torch.device) -> bool:
     """Whether there are instructions for bfloat16 products (AMX, AVX-512, tensor cores); without, they are slow."""
     if device.type == "cpu":
-        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return multiplies_float32_in_bf16() or torch.cpu._is_avx512_bf16_supported()
     return torch.cuda.is_bf16_supported()
+
+
+def multiplies_float32_in_bf16() -> bool:
+    """Whether ``matmul_precision`` changes products of float32 matrices on this CPU."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -120,8 +120,9 @@ def test_triton_step_traces_as_one_graph() -> None:
     w = Weights(tokens=4, d=5, d_hidden=40, seed=10)
 
     def loss(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor) -> Tensor:
-        latents = kernels.topk_encode(x, W_enc, b_enc, 3, "triton")
-        return kernels.decode_nested(latents, W_dec, (10, 40), "triton").square().sum()
+        latents = kernels.topk_encode(x, W_enc, b_enc, (Group(0, 10, 2), Group(10, 40, 3)), "triton")
+        errors, _ = kernels.squared_errors(latents, W_dec, w.y, (10, 40), "triton")
+        return kernels.decode_nested(latents, W_dec, (10, 40), "triton").square().sum() + errors.sum()
 
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     for ours, theirs in zip(

@@ -75,9 +75,9 @@ class _Dense(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, fixed: _Fixed) -> Tensor:
         dead = fixed.dead
-        encoder, decoder = W_enc[dead], W_dec[dead].to(x.dtype)
+        decoder = W_dec[dead].to(x.dtype)
         if fixed.watched is None:
-            z = torch.addmm(b_enc[dead].to(x.dtype), x, encoder.to(x.dtype).T)
+            z = torch.addmm(b_enc[dead].to(x.dtype), x, W_enc[dead].to(x.dtype).T)
         else:
             z = fixed.watched.clone()
         fixed.module.keep_largest_(z, fixed.k_aux)
@@ -87,7 +87,7 @@ class _Dense(torch.autograd.Function):
         narrow = error.to(x.dtype)
         grad_z = narrow @ decoder.T
         grad_z = torch.ops.aten.threshold_backward(grad_z, z.to(grad_z.dtype), 0)
-        grad_x = grad_z @ encoder.to(x.dtype) if ctx.needs_input_grad[0] else x.new_empty(0)
+        grad_x = grad_z @ W_enc[dead].to(x.dtype) if ctx.needs_input_grad[0] else x.new_empty(0)
         grads = [slope * grad.to(slope) for grad in (grad_x, grad_z.T @ x, grad_z.sum(0), z.T @ narrow)]
         ctx.x_dtype = x.dtype
         ctx.shapes = (W_enc.shape, b_enc.shape, W_dec.shape)

@@ -110,7 +110,7 @@ def squared_errors(latents: SparseLatents, W_dec: Tensor, target: Tensor, prefix
 
 def _encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, selection: Select) -> SparseLatents:
     """Encode with any selection; the gradient flows through the selected entries only."""
-    # On CPU bfloat16 matmuls are the slower ones: a narrow x is widened.
+    # Few CPUs have instructions for bfloat16, and its products would be rounded: a narrow x is widened.
     offsets, indices, values = _Encode.apply(x.to(W_enc.dtype), W_enc, b_enc, selection)
     return SparseLatents(offsets, indices, values, len(W_enc))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from transcoders.activations.reader import Batch, ShuffledReader
-from transcoders.devices import is_out_of_memory, matmul_precision
+from transcoders.devices import is_out_of_memory, matmul_precision, multiplies_float32_in_bf16
 from transcoders.dictionary.assemble import write_slice_by_slice
 from transcoders.dictionary.sliced import SlicedTranscoder
 from transcoders.dictionary.transcoder import PER_LATENT, Transcoder
@@ -111,6 +111,8 @@ class Trainer:
         self.seconds = self.seconds_waited = 0.0
         self.micro_batch_size = min(settings.micro_batch_size or settings.batch_size, settings.batch_size)
         self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and model.W_enc.is_cuda)
+        if self.bf16 and device.type == "cpu" and not multiplies_float32_in_bf16():
+            log.warning("train.precision: bf16 needs a CPU with AMX; here it changes AuxK alone")
         self._enter(self.stages[0])
 
     def begin(self) -> None:
