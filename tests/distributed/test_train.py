@@ -19,7 +19,14 @@ from transcoders.errors import UserError
 
 NESTED = {"prefixes": [0.25, 0.5, 1], "prefix_k": [0.5, 0.75, 1]}
 PROGRESSIVE = {**NESTED, "training": "progressive"}
-CHANGES = {"epochs": 1, "batch_size": 600, "dead_after_tokens": 300, "aux_coefficient": 0.1, "checkpoint_every": 3}
+CHANGES = {
+    "epochs": 1,
+    "batch_size": 600,
+    "dead_after_tokens": 300,
+    "aux_coefficient": 0.1,
+    "checkpoint_every": 3,
+    "precision": "float32",  # where AuxK runs in bfloat16, parts of a batch are rounded before they are added
+}
 MICRO = {**CHANGES, "micro_batch_size": 190}
 JOBS = {
     "topk": {"variant": {}},

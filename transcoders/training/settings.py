@@ -108,7 +108,7 @@ class TrainSettings(Settings):
     micro_batch_size: int | None = Field(default=None, gt=0)
     """Tokens per forward pass, gradients being accumulated to a step; null is the whole batch.
 
-    When memory runs out it is halved, with the same result.
+    When memory runs out it is halved, with the same result (to the rounding of sums; bfloat16's, of AuxK in it).
     """
     learning_rate: float = Field(default=7e-4, gt=0)
     warmup: float = Field(default=0.05, ge=0, le=1)
