@@ -113,7 +113,7 @@ def ours(
         x = p.x.bfloat16() if p.x.is_cuda else p.x
         latents = topk(x, p, dead_ids) if len(dead_ids) else encode(x, p)
         errors, residual = kernels.squared_errors(latents, p.W_dec, p.y - p.b_dec, prefixes)
-        loss = errors.mean()
+        errors.mean().backward()  # type: ignore[no-untyped-call]
         if len(dead_ids):
             weights = (p.W_enc, p.b_enc, p.W_dec, dead_ids, min(p.size.d // 2, len(dead_ids)))
             assert latents.watched is not None
@@ -121,8 +121,7 @@ def ours(
             x_seen, residual_seen, watched = seen
             x_seen = x_seen.bfloat16() if multiplies_bf16(x.device) else x_seen  # as training does
             aux = kernels.auxk(x_seen, residual_seen, *weights, watched=watched)
-            loss = loss + AUX_COEFFICIENT * aux
-        loss.backward()  # type: ignore[no-untyped-call]
+            (AUX_COEFFICIENT * aux).backward()  # type: ignore[no-untyped-call]
         update_(p, done)
 
     return step

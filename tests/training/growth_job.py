@@ -42,6 +42,6 @@ def watch(store, folder, steps, leak, kept):
 
 if __name__ == "__main__":
     opened, folder, kept = Store(Path(sys.argv[1])), Path(sys.argv[2]), []
-    watch(opened, folder / "first", 300, "none", kept)  # machine code and caches of matrix products come with first uses
+    watch(opened, folder / "first", 300, "none", kept)  # machine code and the caches of products come with first uses
     found = {"none": watch(opened, folder, int(sys.argv[3]), "none", kept)}
     print(json.dumps(found | {leak: watch(opened, folder, 300, leak, kept) for leak in ("files", "memory")}))

@@ -8,7 +8,8 @@ One dispatch point over three backends that compute the same thing:
 - `auto`: `triton` for CUDA tensors, `cpu` for CPU tensors.
 
 Weights are float32; the encoder matmul runs in the dtype of `x` (bfloat16 for tensor cores), except
-on CPU, where a narrow `x` is widened; AuxK's matmuls do on CPU too. Latents and reconstructions have the weights' dtype.
+on CPU, where a narrow `x` is widened; AuxK's matmuls run in it on CPU too.
+Latents and reconstructions have the weights' dtype.
 Gradients are deterministic bit for bit on every backend but the reference on CUDA.
 """
 

@@ -25,7 +25,7 @@ from transcoders.kernels.select import Selected
 
 # Bytes of pre-activations that exist at a time: enough for the matmul to run at full speed, few enough for the
 # selection to find them in cache, and for the allocator to give the same pages again.
-CHUNK_BYTES = 12 << 20
+CHUNK_BYTES = 16 << 20
 
 Select = Callable[["Encoder"], Selected]
 
