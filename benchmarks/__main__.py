@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import collect, hierarchy, quality, shuffle, step, stores, together
+from benchmarks import collect, hierarchy, quality, shuffle, step, stores, throughput, together
 from benchmarks.contenders import Size
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -26,6 +26,7 @@ HEADERS = {
     "recall": "weights; d, F, k | bucketed, 8k buckets | groupmax",
     "quality": "way | FVU, seed 0 | seed 1 | seed 2 | mean | dead",
     "shuffle": "tokens in the buffer | same-document pairs in a batch, ideal shuffle = 1 | tokens/s",
+    "training": "d, F, k, B | topk (tokens/s, waiting for data) | matryoshka | plt",
     "together": "F | one by one (tokens/s) | together (tokens/s) | together / one by one",
     "stores": (
         "collect.dtype, codec, outputs | bytes per token | of float16 | write (tokens/s) | write (MB/s)"
@@ -62,6 +63,8 @@ def run(device: torch.device, args: argparse.Namespace) -> dict[str, list[str]]:
         found = [step.run(size, _rounds(size, args.rounds), device) for size in chosen]
         rows |= {table: [row for tables in found for row in tables[table]] for table in STEP_TABLES}
         rows["machine"] = [_machine(device)]
+    if "training" in wanted:
+        rows["training"] = throughput.run(device)
     if "recall" in wanted:
         rows["recall"] = [step.recall(step.SIZES[0], device)]
     if {"quality", "shuffle", "together"} & set(wanted) and (task := quality.open_task(args.data, args.tokens, device)):

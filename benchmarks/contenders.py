@@ -135,7 +135,9 @@ def update_(p: Problem, step: int) -> None:
             for w, grad in zip(p.parameters, grads, strict=True)
         ]
     ).sum()
-    clip = 1 / max(1.0, float(square) ** 0.5)
+    clip = (
+        1 / square.sqrt().clamp(min=1.0) if square.is_cuda else 1 / max(1.0, float(square) ** 0.5)
+    )  # as `Adam` has it
     for w, grad, (mean, square) in zip(p.parameters, grads, p.moments, strict=True):
         unit_rows = w is p.W_dec
         adam_step_(w.data, grad, mean, square, step, LR, grad_scale=clip, unit_rows=unit_rows)

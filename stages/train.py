@@ -53,6 +53,7 @@ def _run(params: Params, which: Run, device: torch.device, ranks: Ranks) -> None
         raise UserError(f"variant {which.variant!r} is not defined under variants in params.yaml")
     inputs = open_inputs(which.layer, device)
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that writes every buffer twice
     runs = [which]
     if params.distributed.together:
         runs += ranks.decided(lambda: _others(params, which))

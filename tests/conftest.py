@@ -5,12 +5,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, by torch's import
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic training on CUDA asks for
 
 import pytest
 import torch
-from playwright.sync_api import Browser, sync_playwright
 from s3_support import S3, forget_connections
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reached the Hub would pass here and fail elsewhere
@@ -34,7 +35,9 @@ def gemma() -> Path:
 
 
 @pytest.fixture(scope="module")  # while it is open, no other asyncio loop may run
-def browser() -> Iterator[Browser]:
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright  # a machine that only computes may lack it
+
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("needs the program chromium to open the page")

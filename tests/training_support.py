@@ -1,4 +1,4 @@
-"""Trainers on a small planted dictionary."""
+"""Trainers on a small planted dictionary, on CUDA where there is a device."""
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from transcoders.training.settings import TrainSettings, VariantSettings
 from transcoders.training.together import train
 
 CPU = torch.device("cpu")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EVERYTHING = np.ones(1, dtype=bool)
 
 
-def trainer(store, checkpoint, variant=None, ranks=ALONE, **changes):
+def trainer(store, checkpoint, variant=None, ranks=ALONE, device=DEVICE, **changes):
     variant = VariantSettings(**(variant or {}))
     settings = TrainSettings(
         **({"d_hidden": 64, "k": 4, "epochs": 3, "batch_size": 200, "learning_rate": 3e-3, "log_every": 7,
@@ -30,16 +31,18 @@ def trainer(store, checkpoint, variant=None, ranks=ALONE, **changes):
         input_scale=statistics.x_scale, output_scale=statistics.y_scale,
     )  # fmt: skip
     model = SlicedTranscoder(config, ranks.latents) if ranks.latents.size > 1 else Transcoder(config)
+    model = model.to(device)
     reader = ShuffledReader(
-        store, EVERYTHING, batch_size=settings.batch_size, buffer_tokens=4096, seed=0, device=CPU,
+        store, EVERYTHING, batch_size=settings.batch_size, buffer_tokens=4096, seed=0, device=device,
         own=ranks.data.share(settings.batch_size),
     )  # fmt: skip
     start = Start(statistics, sample_of(batches), 0)
-    return Trainer(model, reader, settings, variant, start, [Batch(b.x, b.y) for b in batches], checkpoint, ranks)
+    held_out = [Batch(b.x.to(device), b.y.to(device)) for b in batches]
+    return Trainer(model, reader, settings, variant, start, held_out, checkpoint, ranks)
 
 
 def weights_of(t):
-    return {name: value.clone() for name, value in t.model.state_dict().items()}
+    return {name: value.cpu().clone() for name, value in t.model.state_dict().items()}
 
 
 def run(t):

@@ -21,7 +21,7 @@ TYPES = {
     **dict.fromkeys(("products",), "*bf16"),
     **dict.fromkeys(("splits", "indices", "offsets", "order", "rows", "schedule", "starts", "counts"), "*i64"),
     **dict.fromkeys(("d_hidden", "begin", "stop", "k", "first", "k_all", "latents", "tokens", "d", "nnz"), "i32"),
-    **dict.fromkeys(("beta1", "beta2", "rate", "correction", "eps", "scale"), "fp32"),
+    **dict.fromkeys(("beta1", "beta2", "rate", "correction", "eps"), "fp32"),
     "found_ids": "*i32", "numel": "i32",
 }  # fmt: skip
 FLOATS = "*fp32"

@@ -15,14 +15,20 @@ BACKENDS = ["cpu", "triton"]
 ENCODERS = ["topk", "batchtopk", "threshold", "relu", "groupmax", "bucketed"]
 
 
-class Weights:
-    """A random encoder and decoder with leaves to differentiate."""
+def device_of(backend: str) -> str:
+    """Where a test of ``backend`` keeps its tensors: Triton's programs run on CUDA, or interpreted without it."""
+    return DEVICE if backend == "triton" else "cpu"
 
-    def __init__(self, tokens: int, d: int, d_hidden: int, seed: int, dtype=torch.float32):
+
+class Weights:
+    """A random encoder and decoder with leaves to differentiate, where ``backend`` computes."""
+
+    def __init__(self, tokens: int, d: int, d_hidden: int, seed: int, dtype=torch.float32, backend: str = "cpu"):
         g = torch.Generator().manual_seed(seed)
+        self.device = device_of(backend)
 
         def leaf(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=g, dtype=dtype).requires_grad_()
+            return torch.randn(*shape, generator=g, dtype=dtype).to(self.device).requires_grad_()
 
         self.x, self.W_enc, self.b_enc = leaf(tokens, d), leaf(d_hidden, d), leaf(d_hidden)
         self.W_dec, self.y = leaf(d_hidden, d + 1), leaf(tokens, d + 1).detach()
@@ -76,12 +82,24 @@ def test_cpu_step_equals_reference(name: str, shape, data) -> None:
 @given(shape=shapes, data=st.data())
 @settings(max_examples=3, deadline=None)
 def test_triton_step_equals_reference(name: str, shape, data) -> None:
-    assert_steps_match(name, Weights(*shape), data.draw(st.integers(1, shape[2])), "triton")
+    assert_steps_match(name, Weights(*shape, backend="triton"), data.draw(st.integers(1, shape[2])), "triton")
 
 
 def test_step_equals_reference_at_a_realistic_shape() -> None:
     assert_steps_match("topk", Weights(tokens=1100, d=64, d_hidden=1000, seed=0), 32, "cpu")
-    assert_steps_match("topk", Weights(tokens=5, d=30, d_hidden=300, seed=0), 5, "triton")
+    assert_steps_match("topk", Weights(tokens=5, d=30, d_hidden=300, seed=0, backend="triton"), 5, "triton")
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device: Triton's interpreter would take an hour")
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_cuda_step_equals_reference_at_delivered_sizes(name: str) -> None:
+    for tokens, d, d_hidden, k in ((2048, 640, 5120, 32), (3000, 2304, 16384, 64)):
+        w = Weights(tokens, d, d_hidden, seed=20, backend="triton")
+        for leaf in (w.W_enc, w.W_dec):
+            leaf.data /= d**0.5  # of the size that training has, so that sums of thousands of terms stay near 1
+        w.b_enc.data *= 0.1
+        for ours, theirs in zip(step(name, w, k, "triton"), step(name, w, k, "reference"), strict=True):
+            assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -92,7 +110,7 @@ def test_without_numba_the_step_is_the_same(name: str, monkeypatch) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ties_go_to_the_lower_id(backend: str) -> None:
-    w = Weights(tokens=2, d=3, d_hidden=600, seed=7)
+    w = Weights(tokens=2, d=3, d_hidden=600, seed=7, backend=backend)
     with torch.no_grad():
         w.W_enc.zero_(), w.b_enc.fill_(1.0), w.b_enc[500].fill_(2.0)
     assert encode("topk", w, 3, backend).indices.tolist() == [0, 1, 500] * 2
@@ -100,7 +118,7 @@ def test_ties_go_to_the_lower_id(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_nan_does_not_break_the_selection(backend: str) -> None:
-    w = Weights(tokens=2, d=3, d_hidden=100, seed=8)
+    w = Weights(tokens=2, d=3, d_hidden=100, seed=8, backend=backend)
     with torch.no_grad():
         w.x[0] = torch.nan
     indices = encode("topk", w, 3, backend).indices
@@ -109,7 +127,7 @@ def test_a_nan_does_not_break_the_selection(backend: str) -> None:
 
 
 def test_a_bfloat16_x_gives_a_bfloat16_matmul_over_float32_weights() -> None:
-    w = Weights(tokens=4, d=8, d_hidden=64, seed=9)
+    w = Weights(tokens=4, d=8, d_hidden=64, seed=9, backend="triton")
     w.x = w.x.detach().bfloat16()
     latents, expected = (encode("topk", w, 8, backend) for backend in ("triton", "reference"))
     torch.testing.assert_close(latents.dense(), expected.dense(), rtol=0.02, atol=0.02)
@@ -117,7 +135,7 @@ def test_a_bfloat16_x_gives_a_bfloat16_matmul_over_float32_weights() -> None:
 
 
 def test_triton_step_traces_as_one_graph() -> None:
-    w = Weights(tokens=4, d=5, d_hidden=40, seed=10)
+    w = Weights(tokens=4, d=5, d_hidden=40, seed=10, backend="triton")
 
     def loss(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor) -> Tensor:
         latents = kernels.topk_encode(x, W_enc, b_enc, (Group(0, 10, 2), Group(10, 40, 3)), "triton")
@@ -148,9 +166,9 @@ def test_gradcheck_of_reference_in_float64(name: str) -> None:
 @given(shape=shapes, data=st.data())
 @settings(max_examples=20, deadline=None)
 def test_exactly_k_per_token_and_per_batch(shape, data) -> None:
-    w = Weights(*shape)
     k = data.draw(st.integers(1, shape[2]))
     backend = data.draw(st.sampled_from(["cpu", "cpu", "cpu", "triton"]))
+    w = Weights(*shape, backend=backend)
     topk = encode("topk", w, k, backend)
     assert topk.offsets.diff().tolist() == [k] * shape[0]
     for row in topk.indices.view(-1, k):
@@ -168,8 +186,8 @@ def test_each_group_chooses_its_own_largest(backend: str, small_chunks: bool, mo
         monkeypatch.setattr(cpu, "CHUNK_BYTES", 0)
         monkeypatch.setattr(cuda, "_CHUNK_BYTES", 0)
         monkeypatch.setattr(cuda, "_LEAST_ROWS", 5)
-    w = Weights(tokens=150 if backend == "cpu" else 7, d=5, d_hidden=40, seed=16)
-    watched = torch.tensor([1, 6, 39])
+    w = Weights(tokens=150 if backend == "cpu" else 7, d=5, d_hidden=40, seed=16, backend=backend)
+    watched = torch.tensor([1, 6, 39], device=w.device)
 
     def outcome(which: str) -> list[Tensor]:
         latents = kernels.topk_encode(w.x, w.W_enc, w.b_enc, GROUPS, which, watched)
@@ -199,14 +217,14 @@ def test_all_but_the_largest_become_zero(rows: int, latents: int, seed: int, dat
     best = pre.topk(k)
     expected = torch.zeros_like(pre).scatter(1, best.indices, best.values.relu())
     for module in (cpu, cuda) if seed % 4 == 0 else (cpu,):
-        found = pre.clone()
+        found = pre.clone().to(DEVICE if module is cuda else "cpu")
         module.keep_largest_(found, k)
-        assert torch.equal(found, expected)
+        assert torch.equal(found.cpu(), expected)
 
 
 def test_equal_values_are_kept_as_often_as_k_says() -> None:
     for module in (cpu, cuda):
-        ties = torch.ones(2, 50)
+        ties = torch.ones(2, 50, device=DEVICE if module is cuda else "cpu")
         module.keep_largest_(ties, 7)
         assert ties.tolist() == [[1.0] * 7 + [0.0] * 43] * 2
 
@@ -222,7 +240,7 @@ def test_linear_is_the_product_with_its_bias(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", ENCODERS)
 def test_two_runs_are_bitwise_equal(backend: str, name: str) -> None:
     tokens, d_hidden = (600, 256) if backend == "cpu" else (6, 64)
-    w = Weights(tokens, 16, d_hidden, seed=2)
+    w = Weights(tokens, 16, d_hidden, seed=2, backend=backend)
     for first, second in zip(step(name, w, 8, backend), step(name, w, 8, backend), strict=True):
         assert torch.equal(first, second)
 
@@ -231,11 +249,11 @@ def test_two_runs_are_bitwise_equal(backend: str, name: str) -> None:
 @pytest.mark.parametrize("name", ["topk", "relu"])
 @pytest.mark.parametrize("prefixes", [(40,), (1, 3, 40), (5, 20)])
 def test_nested_equals_naive_sum(backend: str, name: str, prefixes: tuple[int, ...]) -> None:
-    w = Weights(tokens=6, d=5, d_hidden=40, seed=3)
+    w = Weights(tokens=6, d=5, d_hidden=40, seed=3, backend=backend)
 
     def gradients(which: str) -> list[Tensor]:
         nested = kernels.decode_nested(encode(name, w, 7, which), w.W_dec, prefixes, which)
-        weights = torch.arange(1.0, len(prefixes) + 1)
+        weights = torch.arange(1.0, len(prefixes) + 1, device=w.device)
         loss = ((nested - w.y).square().mean((1, 2)) * weights).sum()
         return [nested, *torch.autograd.grad(loss, w.leaves)]
 
@@ -257,8 +275,8 @@ def naive_auxk(w: Weights, dead: Tensor, k_aux: int) -> list[Tensor]:
 def test_auxk_equals_a_naive_one_and_touches_dead_rows_only(
     backend: str, dense_share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    w = Weights(tokens=10, d=6, d_hidden=30, seed=4)
-    dead = torch.tensor([2, 5, 6, 11, 29])
+    w = Weights(tokens=10, d=6, d_hidden=30, seed=4, backend=backend)
+    dead = torch.tensor([2, 5, 6, 11, 29], device=w.device)
 
     def gradients(which: str, k_aux: int) -> list[Tensor]:
         known = None if k_aux == 2 else kernels.topk_encode(w.x, w.W_enc, w.b_enc, 3, which, dead).watched
@@ -270,16 +288,16 @@ def test_auxk_equals_a_naive_one_and_touches_dead_rows_only(
         ours = gradients(backend, k_aux)
         for a, b in zip(ours, naive_auxk(w, dead, k_aux), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-        alive = torch.ones(30, dtype=torch.bool).index_fill(0, dead, False)
+        alive = torch.ones(30, dtype=torch.bool, device=w.device).index_fill(0, dead, False)
         assert not any(grad[alive].any() for grad in ours[2:])
-    none = torch.tensor([], dtype=torch.int64)
+    none = torch.tensor([], dtype=torch.int64, device=w.device)
     assert kernels.auxk(w.x, w.y, w.W_enc, w.b_enc, w.W_dec, none, 4, backend) == 0
 
 
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 def test_auxk_in_bfloat16_is_near_that_in_float32(backend: str) -> None:
-    w = Weights(tokens=40, d=16, d_hidden=64, seed=18)
-    dead = torch.arange(3, 40, 2)
+    w = Weights(tokens=40, d=16, d_hidden=64, seed=18, backend=backend)
+    dead = torch.arange(3, 40, 2, device=w.device)
 
     def gradients(x: Tensor) -> list[Tensor]:
         loss = kernels.auxk(x, w.y, w.W_enc, w.b_enc, w.W_dec, dead, 9, backend, watched=known)
@@ -292,10 +310,10 @@ def test_auxk_in_bfloat16_is_near_that_in_float32(backend: str) -> None:
 
 
 def test_triton_multiplies_in_the_dtype_of_autocast() -> None:
-    w = Weights(tokens=6, d=16, d_hidden=64, seed=19)
+    w = Weights(tokens=6, d=16, d_hidden=64, seed=19, backend="triton")
 
     def gradients(x: Tensor, enabled: bool) -> list[Tensor]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        with torch.autocast(w.device, torch.bfloat16, enabled=enabled):
             latents = kernels.topk_encode(x, w.W_enc, w.b_enc, 8, "triton")
             errors, _ = kernels.squared_errors(latents, w.W_dec, w.y, (), "triton")
         return [latents.values, *torch.autograd.grad(errors.sum(), w.leaves[1:])]
@@ -366,12 +384,13 @@ def test_jumprelu_gradients_follow_the_paper() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_transpose_is_shared_by_both_gradients_and_forgotten(backend: str) -> None:
-    w = Weights(tokens=4, d=3, d_hidden=9, seed=13)
+    w = Weights(tokens=4, d=3, d_hidden=9, seed=13, backend=backend)
+    known = set(columns._columns_of)  # what tests before this one still hold
     latents = encode("topk", w, 2, backend)
     kernels.decode_nested(latents, w.W_dec, (4, 9), backend).sum().backward()
-    assert list(columns._columns_of) == [latents.indices]
+    assert set(columns._columns_of) - known == {latents.indices}
     del latents
-    assert len(columns._columns_of) == 0
+    assert set(columns._columns_of) <= known
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch", "triton"])
@@ -379,7 +398,7 @@ def test_the_transpose_is_shared_by_both_gradients_and_forgotten(backend: str) -
 def test_squared_errors_are_those_of_the_reconstructions(
     backend: str, prefixes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    w = Weights(tokens=6, d=5, d_hidden=40, seed=14)
+    w = Weights(tokens=6, d=5, d_hidden=40, seed=14, backend=backend)
     w.y.requires_grad_()
     if backend == "torch":
         monkeypatch.setattr(cpu, "_numba_ops", lambda: None)
@@ -387,7 +406,7 @@ def test_squared_errors_are_those_of_the_reconstructions(
     def gradients(which: str) -> list[Tensor]:
         latents = encode("topk", w, 7, which)
         errors, residual = kernels.squared_errors(latents, w.W_dec, w.y, prefixes, which)
-        loss = (errors * torch.arange(1.0, len(errors) + 1)).sum()
+        loss = (errors * torch.arange(1.0, len(errors) + 1, device=w.device)).sum()
         return [errors, residual, *torch.autograd.grad(loss, [*w.leaves, w.y])]
 
     ours = gradients("cpu" if backend == "torch" else backend)

@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import pytest
 import torch
 from tests_support import make_store
@@ -13,3 +15,11 @@ def planted(tmp_path_factory):
     x = active @ torch.nn.functional.normalize(torch.randn(24, 16)) + 0.5
     y = 30 * (active @ torch.nn.functional.normalize(torch.randn(24, 16)) - 1.0)
     return Store(make_store(tmp_path_factory.mktemp("planted") / "s.zarr", x, y))
+
+
+@pytest.fixture(autouse=True)
+def deterministic() -> Iterator[None]:
+    """As the stage trains: on CUDA some of torch's sums would otherwise come out in any order."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from training_support import trainer
+from training_support import CPU, trainer
 
 from transcoders.activations.store import Store
 from transcoders.training.loop import Trainer
@@ -34,7 +34,7 @@ def watch(store, folder, steps, leak, kept):
         return STEP(self, batch)
 
     Trainer._step = leaking
-    train([trainer(store, folder / leak, epochs=steps // 30, log_every=15, validate_every=15)], look)
+    train([trainer(store, folder / leak, device=CPU, epochs=steps // 30, log_every=15, validate_every=15)], look)
     warm = np.array(seen[len(seen) // 3 :], dtype=np.float64)
     spread = np.ptp(warm, axis=0)
     return {"bytes": np.polyfit(warm[:, 0], warm[:, 1], 1)[0], "files": spread[2], "threads": spread[3]}

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from training_support import run, trainer, weights_of
+from training_support import DEVICE, run, trainer, weights_of
 
 from transcoders.activations.reader import Batch
 from transcoders.errors import UserError
@@ -9,8 +9,6 @@ from transcoders.training.optimiser import Adam
 from transcoders.training.schedule import learning_rate
 from transcoders.training.together import train
 
-CPU = torch.device("cpu")
-
 
 def test_training_learns_a_planted_dictionary(planted, tmp_path):
     t = trainer(planted, tmp_path / "c", epochs=8)
@@ -18,7 +16,7 @@ def test_training_learns_a_planted_dictionary(planted, tmp_path):
     losses = [row["nmse"] for row in result.history]
     assert losses[-1] < 0.5 * losses[0]
     assert result.best_nmse < 0.1
-    assert torch.allclose(t.model.W_dec.norm(dim=1), torch.ones(64), atol=1e-5)
+    assert torch.allclose(weights_of(t)["W_dec"].norm(dim=1), torch.ones(64), atol=1e-5)
     assert result.history[-1]["step"] == t.steps == 8 * 30
     assert result.history[-1]["l0"] <= 4
 
@@ -89,7 +87,7 @@ def test_too_few_tokens_for_a_batch_are_told(planted, tmp_path):
 
 
 def test_dead_latents_learn_only_through_auxk(planted, tmp_path):
-    x, y = planted.rows("mlp_in", 0, 200), planted.rows("mlp_out", 0, 200)
+    x, y = (planted.rows(name, 0, 200).to(DEVICE) for name in ("mlp_in", "mlp_out"))
     for coefficient in (0.0, 1.0):
         t = trainer(planted, tmp_path / "c", aux_coefficient=coefficient, dead_boost=0.0)
         t._initialise()

@@ -19,14 +19,15 @@ def adam_step_(
     lr: float,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
-    grad_scale: float = 1.0,
+    grad_scale: float | Float[Tensor, ""] = 1.0,
     unit_rows: bool = False,
 ) -> None:
     """Adam (arXiv 1412.6980, algorithm 1) on `grad_scale · grad`; `step` counts from 1.
 
     With `unit_rows` (a decoder) the gradient's component along each row is removed first and the
-    row is brought back to norm 1 afterwards. Pass the factor of a gradient clip as `grad_scale`,
-    its norm being `projected_square_norm(...).sqrt()`. Parameter and moments change in place.
+    row is brought back to norm 1 afterwards. Pass the factor of a gradient clip as `grad_scale`
+    (on CUDA a tensor, so that nobody waits for it), its norm being `projected_square_norm(...).sqrt()`.
+    Parameter and moments change in place.
     """
     if step < 1:
         raise ValueError(f"step = {step}: the first step is 1")

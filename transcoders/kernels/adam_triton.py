@@ -23,12 +23,13 @@ def adam_step_(
     lr: float,
     betas: tuple[float, float],
     eps: float,
-    grad_scale: float,
+    grad_scale: float | Tensor,
     unit_rows: bool,
 ) -> None:
     rate = lr / (1 - betas[0] ** step)
     correction = 1 / math.sqrt(1 - betas[1] ** step)
-    scalars = (*betas, rate, correction, eps, grad_scale)
+    scale = torch.as_tensor(grad_scale, dtype=torch.float32, device=parameter.device)
+    scalars = (*betas, rate, correction, eps, scale)
     _launch(_adam, parameter.detach(), grad.contiguous(), exp_avg, exp_avg_sq, *scalars, unit_rows=unit_rows)
 
 
@@ -57,7 +58,7 @@ def _adam(
     g = tl.load(grad + at, mask=inside, other=0.0)
     if UNIT_ROWS:
         g -= tl.sum(g * w, 0) * w
-    g *= scale
+    g *= tl.load(scale)
     m = beta1 * tl.load(exp_avg + at, mask=inside, other=0.0) + (1 - beta1) * g
     v = beta2 * tl.load(exp_avg_sq + at, mask=inside, other=0.0) + (1 - beta2) * g * g
     w -= tl.where(inside, rate * m / (tl.sqrt(v) * correction + eps), 0.0)

@@ -183,7 +183,7 @@ def reverse_sums(residuals, weights, out, numel, GROUPS: tl.constexpr, TILE: tl.
     inside = at < numel
     total = tl.zeros([TILE], tl.float32)
     for i in range(GROUPS):
-        g = GROUPS - 1 - i
+        g = tl.cast(GROUPS - 1 - i, tl.int64)  # many groups of many tokens pass 2^31 numbers
         total += tl.load(weights + g) * tl.load(residuals + g * numel + at, mask=inside, other=0.0)
         tl.store(out + g * numel + at, total, mask=inside)
 

@@ -296,10 +296,13 @@ class Trainer:
         self.since_fired += tokens
         own = self.since_fired[self._trained]
         l0 = found.loss.new_zeros(())
+        has_fired = torch.zeros(len(own) + 1, dtype=torch.bool, device=own.device)
         for latents in found.latents:
             fired = latents.values > 0
-            own[latents.indices[fired].long()] = 0
+            # Entries that did not fire mark the row too many: to take them out, the GPU would have to be waited for.
+            has_fired.index_fill_(0, torch.where(fired, latents.indices.long(), len(own)), True)
             l0 += fired.sum() / tokens
+        own.masked_fill_(has_fired[:-1], 0)
         self.ranks.data.min_(self.since_fired)
         l0, base_l0 = self.ranks.world.sum_(torch.stack([l0, found.base_l0]))
         self.objective.after_step(found.latents, l0)

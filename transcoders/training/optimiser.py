@@ -43,7 +43,10 @@ class Adam:
             sliced = torch.tensor([name in PER_LATENT for name in gradients], device=squares.device)
             squares = torch.where(sliced, self._team.sum_(squares.clone()), squares)
         norm = squares.sum().sqrt()
-        scale = min(1.0, clip / max(float(norm), 1e-30))
+        if norm.is_cuda:  # stays there: reading it would let the GPU run out of work at every step
+            scale: float | Tensor = (clip / norm.clamp(min=1e-30)).clamp(max=1.0)
+        else:
+            scale = min(1.0, clip / max(float(norm), 1e-30))
         for name, gradient in gradients.items():
             for rows, factor in self._rates(name):
                 first, second = (self.moments[name][key][rows] for key in MOMENTS)
