@@ -21,7 +21,7 @@ fuzz: setup
 
 interop: setup .venv-interop/.ready .venv-circuit-tracer/.ready $(OLDEST_LENS)/.ready
 	pytest -m interop tests/interop
-	PYTHONPATH=$(OLDEST_LENS) pytest tests/test_base_model.py tests/activations/test_capture.py tests/evaluation/test_loss.py
+	PYTHONPATH=$(OLDEST_LENS) pytest tests/language/test_model.py tests/collecting/test_capture.py tests/evaluation/test_loss.py
 
 # The oldest TransformerLens that pyproject.toml accepts (SAELens asks for it), in place of the pinned one.
 $(OLDEST_LENS)/.ready: $(READY)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from transcoders.activations.capture import forward
-from transcoders.activations.settings import HookSettings
-from transcoders.activations.taps import Tap, resolve_tap
-from transcoders.base_model import load_bridge
+from transcoders.collecting.capture import forward
+from transcoders.language.model import load_bridge
+from transcoders.language.settings import HookSettings
+from transcoders.language.taps import Tap, resolve_tap
 
 LAYER = 9
 SHAPES = ((4, 256), (8, 256), (16, 256), (16, 128), (8, 512))

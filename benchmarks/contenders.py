@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from transcoders import kernels
-from transcoders.devices import multiplies_bf16
+from transcoders.core.devices import multiplies_bf16
 from transcoders.dictionary.transcoder import TranscoderConfig
 from transcoders.kernels import SparseLatents
-from transcoders.kernels.adam import adam_step_, projected_square_norm
+from transcoders.training.adam.step import adam_step_, projected_square_norm
 from transcoders.training.settings import VariantSettings
 
 LR = 1e-4

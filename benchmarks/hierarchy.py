@@ -20,9 +20,9 @@ from transcoders.activations.reader import Batch
 from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
 from transcoders.evaluation.latents import largest_cosines
 from transcoders.training import together
-from transcoders.training.initialise import Statistics
 from transcoders.training.loop import Start, Trainer
 from transcoders.training.settings import TrainSettings, VariantSettings
+from transcoders.training.start import Statistics
 
 PARENTS, CHILDREN, D = 20, 4, 48
 NESTED = {"prefixes": (0.25, 1), "prefix_k": (0.5, 1)}

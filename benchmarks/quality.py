@@ -20,16 +20,16 @@ from transcoders.activations.recompute import open_store
 from transcoders.activations.settings import SplitSettings
 from transcoders.activations.split import PARTS, documents_of, split_documents
 from transcoders.activations.store import Store
-from transcoders.devices import matmul_precision
+from transcoders.core.devices import matmul_precision
 from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
 from transcoders.evaluation.predictors import transcoder_predictor
 from transcoders.evaluation.reconstruction import Prediction, Predictor, reconstruction
 from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.training import together
-from transcoders.training.initialise import Statistics, measure, sample_of
 from transcoders.training.loop import Start, Trainer
 from transcoders.training.schedule import learning_rate
 from transcoders.training.settings import TrainSettings, VariantSettings
+from transcoders.training.start import Statistics, measure, sample_of
 
 log = logging.getLogger(__name__)
 SEEDS = 3

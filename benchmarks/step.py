@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks import contenders
 from benchmarks.contenders import Problem, Size
 from benchmarks.measure import Step, available_bytes, interleaved, peak_bytes, ratio
-from transcoders.kernels import cpu
+from transcoders.kernels.cpu import backend as cpu
 
 log = logging.getLogger(__name__)
 

@@ -14,19 +14,22 @@ import numpy as np
 import torch
 
 from benchmarks import quality
-from transcoders.activations import capture, store
-from transcoders.activations.capture import Activations, LayerWriter
-from transcoders.activations.contexts import make_contexts
+from transcoders.activations import store
 from transcoders.activations.reader import ordered_batches
 from transcoders.activations.recompute import open_store
-from transcoders.activations.settings import CollectSettings, SplitSettings, TextSettings
+from transcoders.activations.settings import SplitSettings
 from transcoders.activations.split import PARTS, documents_of, split_documents
 from transcoders.activations.store import Store
-from transcoders.activations.taps import Tap, resolve_tap
-from transcoders.activations.text import documents
-from transcoders.base_model import load_bridge, load_tokenizer, model_hash
+from transcoders.collecting import capture
+from transcoders.collecting.capture import Activations, LayerWriter
+from transcoders.collecting.contexts import make_contexts
+from transcoders.collecting.settings import CollectSettings, TextSettings
+from transcoders.collecting.text import documents
+from transcoders.core.files import cache_folder
+from transcoders.core.provenance import model_hash
 from transcoders.evaluation.predictors import transcoder_predictor
-from transcoders.files import cache_folder
+from transcoders.language.model import load_bridge, load_tokenizer
+from transcoders.language.taps import Tap, resolve_tap
 from transcoders.training.settings import TrainSettings, VariantSettings
 
 log = logging.getLogger(__name__)

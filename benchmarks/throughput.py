@@ -10,7 +10,7 @@ from benchmarks.contenders import Size
 from benchmarks.quality import Task, task_of, trainer_of
 from transcoders.activations import store
 from transcoders.activations.store import Store
-from transcoders.files import cache_folder
+from transcoders.core.files import cache_folder
 from transcoders.training.settings import TrainSettings, VariantSettings
 from transcoders.training.together import train
 
@@ -52,7 +52,7 @@ def _measured(task: Task, size: Size, variant: VariantSettings) -> str:
 
 
 def _task(path: Path, d: int, device: torch.device) -> Task:
-    """Store random activations of ``DOCUMENTS`` documents, the last of them held out (speed does not depend on values)."""
+    """Store random activations (speed does not depend on values) of ``DOCUMENTS`` documents, the last held out."""
     rows = TOKENS[device.type]
     store.create(path, d, "float16", rows, {})
     group = store.opened(path)

@@ -15,16 +15,16 @@ from stages.entry import entry
 from stages.held_out import tap_of
 from stages.params import Params, load_params
 from stages.runs import Inputs, Run, open_inputs
+from transcoders.absorption.measure import absorption, dictionary_of, skip_alone
+from transcoders.absorption.redundancy import redundancy
+from transcoders.absorption.words import LETTERS, Probes, fit_probes, load_task, read_words, save_task
 from transcoders.activations.reader import ordered_batches
-from transcoders.base_model import load_bridge, load_tokenizer
-from transcoders.devices import resolve_device
+from transcoders.core.devices import resolve_device
+from transcoders.core.errors import UserError
+from transcoders.core.files import replacing, rounded, write_json
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.errors import UserError
-from transcoders.evaluation.absorption import absorption, dictionary_of, skip_alone
-from transcoders.evaluation.first_letter import LETTERS, Probes, fit_probes, load_task, read_words, save_task
 from transcoders.evaluation.reconstruction import Predictor
-from transcoders.evaluation.redundancy import redundancy
-from transcoders.files import replacing, rounded, write_json
+from transcoders.language.model import load_bridge, load_tokenizer
 
 NO_LETTERS = {"letters": 0.0}
 T = TypeVar("T")

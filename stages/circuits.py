@@ -13,12 +13,10 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from stages import circuit_figures, figures
 from stages.entry import entry
 from stages.held_out import CONTEXTS
 from stages.params import Params, load_params
 from stages.runs import Run, open_inputs
-from transcoders.base_model import load_tokenizer
 from transcoders.circuits.connections import strongest
 from transcoders.circuits.layout import Layout, load_layout
 from transcoders.circuits.picture import index_page, page
@@ -26,12 +24,15 @@ from transcoders.circuits.prompts import Prompt, read_prompts
 from transcoders.circuits.replacement import replaced_losses
 from transcoders.circuits.suite import Traced, trace
 from transcoders.circuits.viewer import Labels, graph_json, write_index
-from transcoders.devices import resolve_device
+from transcoders.comparison.contrast import paired
+from transcoders.core.devices import resolve_device
+from transcoders.core.files import replacing, rounded, write_json
+from transcoders.core.tables import read_parquet, write_parquet
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.evaluation.contrast import paired
 from transcoders.evaluation.loss import context_batches, loss_metrics
-from transcoders.files import replacing, rounded, write_json
-from transcoders.tables import read_parquet, write_parquet
+from transcoders.figures import circuits as circuit_figures
+from transcoders.figures import runs as figures
+from transcoders.language.model import load_tokenizer
 
 MODEL = Path("data/model")
 FACTS = (

@@ -15,20 +15,21 @@ from filelock import FileLock
 
 from stages.entry import entry
 from stages.params import Params, load_params
-from transcoders.activations.capture import collect, layer_fingerprint, publish
-from transcoders.activations.contexts import PAD, Contexts, make_contexts
 from transcoders.activations.recompute import load_mlp
-from transcoders.activations.settings import CollectSettings
-from transcoders.activations.shards import collect_shards
 from transcoders.activations.store import Store, notes_folder, point
-from transcoders.activations.taps import input_gain, resolve_tap
-from transcoders.activations.text import documents
-from transcoders.base_model import load_bridge, load_tokenizer, model_hash
+from transcoders.collecting.capture import collect, layer_fingerprint, publish
+from transcoders.collecting.contexts import PAD, Contexts, make_contexts
+from transcoders.collecting.settings import CollectSettings
+from transcoders.collecting.shards import collect_shards
+from transcoders.collecting.text import documents
+from transcoders.core.files import cache_folder, replacing, write_json
+from transcoders.core.places import Place, place
+from transcoders.core.provenance import model_hash
+from transcoders.core.tables import write_parquet
 from transcoders.distributed.launch import launched
 from transcoders.distributed.ranks import Ranks, joined, local_device
-from transcoders.files import cache_folder, replacing, write_json
-from transcoders.places import Place, place
-from transcoders.tables import write_parquet
+from transcoders.language.model import load_bridge, load_tokenizer
+from transcoders.language.taps import input_gain, resolve_tap
 
 MODEL = Path("data/model")
 ACTIVATIONS = Path("data/activations")

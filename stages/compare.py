@@ -17,17 +17,17 @@ from stages.hypotheses import as_metrics, hypotheses
 from stages.params import Params, load_params
 from stages.runs import Run, open_inputs, read_metrics
 from transcoders.activations.reader import LabelledBatch, ordered_batches
-from transcoders.base_model import load_bridge
-from transcoders.devices import resolve_device
+from transcoders.comparison.contrast import contrast, paired
+from transcoders.core.devices import resolve_device
+from transcoders.core.files import read_json, replacing, rounded, write_json
+from transcoders.core.tables import read_csv
 from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
-from transcoders.evaluation.contrast import contrast, paired
 from transcoders.evaluation.latents import pruned, removal_effects
 from transcoders.evaluation.predictors import affine, constant, moments, pca, transcoder_predictor
 from transcoders.evaluation.suite import Candidate, evaluate
-from transcoders.files import read_json, replacing, rounded, write_json
-from transcoders.tables import read_csv
-from transcoders.training.initialise import initialise_, measure, sample_of
+from transcoders.language.model import load_bridge
 from transcoders.training.settings import VariantSettings
+from transcoders.training.start import initialise_, measure, sample_of
 
 MOMENT_TOKENS = 200_000
 IMPORTANCE_BATCHES = 4

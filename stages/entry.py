@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Callable
 
-from transcoders.errors import UserError, line_on_files
+from transcoders.core.errors import UserError, line_on_files
 
 log = logging.getLogger("mtxplt")
 

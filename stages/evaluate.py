@@ -9,14 +9,14 @@ from stages.entry import entry
 from stages.held_out import open_held_out, tap_of
 from stages.params import load_params
 from stages.runs import Run, open_inputs, parse_run
-from transcoders.base_model import load_bridge
-from transcoders.devices import resolve_device
+from transcoders.core.devices import resolve_device
+from transcoders.core.files import replacing, rounded, write_json
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.evaluation.latents import NOVEL_COSINE, largest_cosines, removal_effects
 from transcoders.evaluation.predictors import transcoder_predictor
 from transcoders.evaluation.reconstruction import density_histogram
 from transcoders.evaluation.suite import Candidate, Evaluation, HeldOut, evaluate
-from transcoders.files import replacing, rounded, write_json
+from transcoders.language.model import load_bridge
 
 OF_A_PREFIX = ("l0", "fvu", "cosine", "delta_ce", "loss_recovered", "dead_fraction")
 

@@ -9,10 +9,11 @@ import pandas as pd
 from stages.entry import entry
 from stages.params import load_params
 from stages.runs import Inputs, Run, open_inputs, parse_run
-from transcoders.base_model import load_model, load_tokenizer
-from transcoders.devices import matmul_precision, multiplies_bf16, resolve_device
+from transcoders.core.devices import matmul_precision, multiplies_bf16, resolve_device
+from transcoders.core.errors import UserError
+from transcoders.core.files import cache_folder, replacing, rounded, sha256_of, write_json
+from transcoders.core.tables import read_parquet, write_parquet
 from transcoders.dictionary.transcoder import WEIGHTS, Transcoder
-from transcoders.errors import UserError
 from transcoders.features.describe import Described, Latents, Texts, describe, gather
 from transcoders.features.detection import LEAST, histogram, summary
 from transcoders.features.effects import effects_of, nearest, read_unembedding, relatives
@@ -23,8 +24,7 @@ from transcoders.features.page import write_page
 from transcoders.features.settings import DescribeSettings, FeatureSettings
 from transcoders.features.statistics import Statistics
 from transcoders.features.tables import contexts_table, latents_table, scores_of
-from transcoders.files import cache_folder, replacing, rounded, sha256_of, write_json
-from transcoders.tables import read_parquet, write_parquet
+from transcoders.language.model import load_model, load_tokenizer
 
 DATA = Path("data/features")
 MODEL = Path("data/model")

@@ -7,11 +7,11 @@ import torch
 
 from stages.runs import Inputs
 from transcoders.activations.reader import ordered_batches
-from transcoders.activations.taps import Tap
+from transcoders.core.tables import read_parquet
 from transcoders.evaluation.loss import context_batches
 from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.evaluation.suite import HeldOut
-from transcoders.tables import read_parquet
+from transcoders.language.taps import Tap
 
 CONTEXTS = Path("data/contexts.parquet")
 

@@ -11,9 +11,9 @@ from scipy import stats
 
 from stages.params import Params
 from stages.runs import Run, read_metrics
-from transcoders.evaluation.absorption import TELLS
-from transcoders.files import rounded
-from transcoders.tables import read_csv
+from transcoders.absorption.measure import TELLS
+from transcoders.core.files import rounded
+from transcoders.core.tables import read_csv
 from transcoders.training.settings import VariantSettings
 
 STATEMENTS = {"H1": "less absorption", "H2": "less splitting", "H3": "fewer dead latents"}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stages.entry import entry
 from stages.params import load_params
-from transcoders.base_model import fetch_model
+from transcoders.language.model import fetch_model
 
 MODEL = Path("data/model")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from stages.entry import entry
 from stages.params import Params, load_params
-from transcoders.errors import UserError
-from transcoders.files import replacing
+from transcoders.core.errors import UserError
+from transcoders.core.files import replacing
 
 MOMENT_TOKENS = 200_000
 WIDEST_COSINES = 32_768  # cosines of all decoder rows to all others: minutes beyond this
@@ -28,9 +28,9 @@ def run() -> None:
 
 
 def _evaluate_all(params: Params) -> list[dict[str, Any]]:
-    from transcoders.devices import resolve_device  # torch takes seconds, which an empty list need not wait for
+    from transcoders.core.devices import resolve_device  # torch takes seconds, which an empty list need not wait for
+    from transcoders.core.places import UnreachableError
     from transcoders.formats.read import read
-    from transcoders.places import UnreachableError
 
     device = resolve_device(params.device)
     references = [layer_of(text) for text in params.compare.official]
@@ -71,14 +71,14 @@ def _evaluate(params: Params, reference: str, model: Any, layer: int) -> dict[st
     from stages.held_out import open_held_out, tap_of
     from stages.runs import open_inputs
     from transcoders.activations.reader import ordered_batches
-    from transcoders.base_model import load_bridge
-    from transcoders.devices import resolve_device
+    from transcoders.core.devices import resolve_device
+    from transcoders.core.files import rounded
     from transcoders.evaluation.latents import largest_cosines
     from transcoders.evaluation.predictors import transcoder_predictor
     from transcoders.evaluation.suite import Candidate, evaluate
-    from transcoders.files import rounded
     from transcoders.formats.fit import fitted
-    from transcoders.training.initialise import measure
+    from transcoders.language.model import load_bridge
+    from transcoders.training.start import measure
 
     device = resolve_device(params.device)
     inputs = open_inputs(layer, device)

@@ -9,16 +9,18 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
-from transcoders.activations.settings import CollectSettings, SplitSettings
+from transcoders.absorption.settings import AbsorptionSettings
+from transcoders.activations.settings import SplitSettings
 from transcoders.circuits.settings import CircuitSettings
+from transcoders.collecting.settings import CollectSettings
+from transcoders.core.errors import UserError
+from transcoders.core.files import read_yaml
+from transcoders.core.places import redacted
+from transcoders.core.settings import Settings
 from transcoders.distributed.settings import DistributedSettings
-from transcoders.errors import UserError
-from transcoders.evaluation.absorption_settings import AbsorptionSettings
 from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.features.settings import FeatureSettings
-from transcoders.files import read_yaml
-from transcoders.places import shown
-from transcoders.settings import ModelSettings, Settings
+from transcoders.language.settings import ModelSettings
 from transcoders.training.settings import TrainSettings, VariantSettings
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
@@ -67,7 +69,7 @@ class Params(Settings):
         if isinstance(self.train.d_hidden, int) and self.train.k > self.train.d_hidden:
             raise ValueError(f"train.k: {self.train.k} is more than train.d_hidden {self.train.d_hidden}")
         for key, urls in (("collect.url", [self.collect.url or ""]), ("compare.official", self.compare.official)):
-            if any("://" in url and shown(url) != url for url in urls):
+            if any("://" in url and redacted(url) != url for url in urls):
                 raise ValueError(
                     f"{key}: a URL must hold no password and no query; credentials belong in the environment"
                 )

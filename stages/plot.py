@@ -14,12 +14,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages import figures, nested_figures
 from stages.entry import entry
 from stages.params import load_params
-from transcoders.errors import UserError
-from transcoders.files import replacing
-from transcoders.tables import read_csv
+from transcoders.core.errors import UserError
+from transcoders.core.files import replacing
+from transcoders.core.tables import read_csv
+from transcoders.figures import nested as nested_figures
+from transcoders.figures import runs as figures
 
 # Every plot of the page carries its whole table, and a chart is about 500 pixels wide.
 POINTS_PER_CURVE = 200

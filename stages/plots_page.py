@@ -12,7 +12,7 @@ from pathlib import Path
 
 import vl_convert
 
-from transcoders.files import replacing
+from transcoders.core.files import replacing
 
 PAGE = Path(".dvc/plots_page.html")
 

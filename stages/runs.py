@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from transcoders.activations.recompute import open_store
 from transcoders.activations.split import PARTS, documents_of
 from transcoders.activations.store import Store
-from transcoders.files import read_json, sha256_of
-from transcoders.tables import read_parquet
+from transcoders.core.files import read_json, sha256_of
+from transcoders.core.tables import read_parquet
 
 SPLIT = Path("data/split.parquet")
 MODEL = Path("data/model")

@@ -6,7 +6,7 @@ from pathlib import Path
 from stages.entry import entry
 from stages.params import load_params
 from transcoders.activations.split import split_documents
-from transcoders.tables import read_parquet, write_parquet
+from transcoders.core.tables import read_parquet, write_parquet
 
 
 def run() -> None:

@@ -20,15 +20,15 @@ from stages.entry import entry
 from stages.params import Params, load_params
 from stages.runs import Inputs, Run, open_inputs, parse_run
 from transcoders.activations.reader import Batch, ShuffledReader, ordered_batches
-from transcoders.dictionary.assemble import save_whole
-from transcoders.dictionary.sliced import SlicedTranscoder
+from transcoders.core.errors import UserError
+from transcoders.core.files import cache_folder, fingerprint, replacing, source_hash, write_json
 from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
 from transcoders.distributed.launch import launched
 from transcoders.distributed.ranks import Ranks, joined, local_device
-from transcoders.errors import UserError
-from transcoders.files import cache_folder, fingerprint, replacing, source_hash, write_json
-from transcoders.training import initialise
+from transcoders.training import start as initialise
 from transcoders.training.loop import Result, Start, Trainer
+from transcoders.training.sliced.assemble import save_whole
+from transcoders.training.sliced.transcoder import SlicedTranscoder
 from transcoders.training.together import train as train_together
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def _run(params: Params, which: Run, device: torch.device, ranks: Ranks) -> None
         raise UserError(f"variant {which.variant!r} is not defined under variants in params.yaml")
     inputs = open_inputs(which.layer, device)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that writes every buffer twice
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it writes buffers twice
     runs = [which]
     if params.distributed.together:
         runs += ranks.decided(lambda: _others(params, which))

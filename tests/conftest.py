@@ -18,9 +18,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reached the Hub would pass her
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # the same kernels, run by numpy; read once, at their import
 
-from transcoders.base_model import fetch_model
-from transcoders.files import cache_folder
-from transcoders.settings import ModelSettings
+from transcoders.core.files import cache_folder
+from transcoders.language.model import fetch_model
+from transcoders.language.settings import ModelSettings
 
 torch.set_num_threads(2)
 

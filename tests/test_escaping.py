@@ -12,13 +12,13 @@ from features.test_page import tables
 from playwright.sync_api import Browser, Page
 from test_plots_page import DVC, repository, run
 
-from stages import figures
 from transcoders.circuits.attribution import attribute
 from transcoders.circuits.frozen import freeze
 from transcoders.circuits.graph import prune
 from transcoders.circuits.layout import take_apart
 from transcoders.circuits.picture import index_page, page
 from transcoders.features.page import write_page
+from transcoders.figures import runs as figures
 
 __all__ = ["repository"]
 RUN = "window.taken=1"

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 
 from transcoders.activations import store
-from transcoders.places import Place
+from transcoders.core.places import Place
 
 
 def make_store(

@@ -4,12 +4,12 @@ import numpy as np
 import torch
 
 from transcoders.activations.reader import Batch, ShuffledReader, ordered_batches
-from transcoders.dictionary.sliced import SlicedTranscoder
 from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
 from transcoders.distributed.ranks import ALONE
-from transcoders.training.initialise import measure, sample_of
 from transcoders.training.loop import Start, Trainer
 from transcoders.training.settings import TrainSettings, VariantSettings
+from transcoders.training.sliced.transcoder import SlicedTranscoder
+from transcoders.training.start import measure, sample_of
 from transcoders.training.together import train
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from typing import Any
 
 _PUBLIC = {
     "Transcoder": "transcoders.dictionary.transcoder",
-    "UserError": "transcoders.errors",
+    "UserError": "transcoders.core.errors",
 }
 __all__ = list(_PUBLIC)
 

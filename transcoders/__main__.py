@@ -5,12 +5,12 @@ import logging
 import sys
 from pathlib import Path
 
+from transcoders.core.errors import UserError, line_on_files
+from transcoders.core.files import read_json
+from transcoders.core.places import name_of, place, redacted, sizes
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.errors import UserError, line_on_files
-from transcoders.files import read_json
 from transcoders.formats.export import README, TARGETS, Trained, export, samples_of
 from transcoders.formats.hub import upload
-from transcoders.places import name_of, place, shown, sizes
 
 log = logging.getLogger("mtxplt")
 
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     folders = [place(run) if "://" in run or Path(run).is_dir() else Path("models") / run for run in arguments.runs]
     names = [name_of(folder) for folder in folders]
     out = arguments.out or Path("export") / arguments.to / "+".join(names[:1] + names[-1:] * (len(names) > 1))
-    said = out if isinstance(out, Path) else shown(out)
+    said = out if isinstance(out, Path) else redacted(out)
     if arguments.to == "hub" and not isinstance(out, Path):
         raise UserError(f"--out {said}: what goes to the Hub is written here first; name a local folder")
     there = sizes(out)

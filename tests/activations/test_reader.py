@@ -8,7 +8,7 @@ from tests_support import make_store
 from transcoders.activations import reader as reader_module
 from transcoders.activations.reader import ShuffledReader, ordered_batches
 from transcoders.activations.store import Store
-from transcoders.errors import UserError
+from transcoders.core.errors import UserError
 
 CPU = torch.device("cpu")
 

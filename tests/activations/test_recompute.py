@@ -5,7 +5,7 @@ import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from transcoders.activations.recompute import load_mlp
-from transcoders.errors import UserError
+from transcoders.core.errors import UserError
 
 CPU = torch.device("cpu")
 SIZES = {

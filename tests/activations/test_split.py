@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from transcoders.activations.settings import SplitSettings
 from transcoders.activations.split import PARTS, documents_of, split_documents
-from transcoders.errors import UserError
+from transcoders.core.errors import UserError
 
 
 def frame(count):

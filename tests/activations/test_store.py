@@ -8,7 +8,7 @@ from tests_support import make_store
 
 from transcoders.activations import store
 from transcoders.activations.store import Store
-from transcoders.errors import UserError
+from transcoders.core.errors import UserError
 
 
 @pytest.mark.parametrize("codec", [None, "zstd", "blosc-lz4"])

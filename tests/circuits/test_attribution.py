@@ -11,7 +11,7 @@ from transcoders.circuits.attribution import Targets, attribute
 from transcoders.circuits.frozen import freeze
 from transcoders.circuits.graph import Output
 from transcoders.circuits.layout import replaced, take_apart
-from transcoders.errors import UserError
+from transcoders.core.errors import UserError
 
 TOKENS = torch.tensor([2, 7, 31, 7, 12, 44])
 

@@ -5,13 +5,13 @@ import torch
 from circuits_support import SETTINGS, random_transcoders, tiny_gemma, tiny_llama
 from test_attribution import TOKENS, difference_of
 
-from transcoders.base_model import load_tokenizer
 from transcoders.circuits.attribution import Targets, attribute, difference, top_logits
 from transcoders.circuits.frozen import freeze
 from transcoders.circuits.graph import Output, influence, prune, scores
 from transcoders.circuits.layout import load_layout, take_apart
+from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
-from transcoders.errors import UserError
+from transcoders.language.model import load_tokenizer
 
 
 @pytest.fixture(scope="module")

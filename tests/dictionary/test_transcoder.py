@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from transcoders import Transcoder
+from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import TranscoderConfig
-from transcoders.errors import UserError
 
 
 def make(**changes):

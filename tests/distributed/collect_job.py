@@ -10,14 +10,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from transcoders.activations import shards, store
-from transcoders.activations.capture import collect
-from transcoders.activations.contexts import PAD, Contexts
-from transcoders.activations.settings import CollectSettings
-from transcoders.activations.taps import resolve_tap
-from transcoders.base_model import load_bridge
+from transcoders.activations import store
+from transcoders.collecting import shards
+from transcoders.collecting.capture import collect
+from transcoders.collecting.contexts import PAD, Contexts
+from transcoders.collecting.settings import CollectSettings
+from transcoders.core.places import place
 from transcoders.distributed.ranks import ALONE, joined
-from transcoders.places import place
+from transcoders.language.model import load_bridge
+from transcoders.language.taps import resolve_tap
 
 SPECIAL = [0, 1, 7]
 LAYERS = [0, 2]

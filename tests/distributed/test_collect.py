@@ -11,9 +11,9 @@ from spread import spread
 from tests_support import tiny_gemma
 
 from transcoders.activations import store
-from transcoders.activations.shards import DONE
 from transcoders.activations.store import Store
-from transcoders.base_model import load_bridge
+from transcoders.collecting.shards import DONE
+from transcoders.language.model import load_bridge
 
 JOBS = {"all": {}, "short": {"max_norm": 1.5, "dtype": "int8", "codec": "zstd", "outputs": "recomputed"}}
 

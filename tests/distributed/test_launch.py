@@ -17,7 +17,7 @@ from tests_support import make_store
 
 from stages.params import parse
 from transcoders import Transcoder
-from transcoders.errors import UserError
+from transcoders.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,10 +12,10 @@ from tests_support import make_store
 from training_support import run, trainer, weights_of
 
 from transcoders.activations.store import Store
-from transcoders.dictionary.sliced import SlicedTranscoder
+from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import TranscoderConfig
 from transcoders.distributed.ranks import Ranks, Team
-from transcoders.errors import UserError
+from transcoders.training.sliced.transcoder import SlicedTranscoder
 
 NESTED = {"prefixes": [0.25, 0.5, 1], "prefix_k": [0.5, 0.75, 1]}
 PROGRESSIVE = {**NESTED, "training": "progressive"}

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from training_support import run, trainer
 
 from transcoders.activations.store import Store
-from transcoders.dictionary.assemble import save_whole
 from transcoders.dictionary.transcoder import WEIGHTS
 from transcoders.distributed.ranks import grid, joined
+from transcoders.training.sliced.assemble import save_whole
 
 
 def train(store, folder, ranks, job):

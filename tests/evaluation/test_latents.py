@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from transcoders.activations.reader import LabelledBatch
+from transcoders.comparison.contrast import contrast, paired
 from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
-from transcoders.evaluation.contrast import contrast, paired
 from transcoders.evaluation.latents import largest_cosines, pruned, removal_effects
 from transcoders.evaluation.settings import EvaluateSettings
 

@@ -5,13 +5,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from transcoders.activations.settings import HookSettings
-from transcoders.activations.taps import resolve_tap
-from transcoders.base_model import load_bridge, load_tokenizer
 from transcoders.evaluation.loss import context_batches, loss_metrics, model_losses
 from transcoders.evaluation.predictors import constant
 from transcoders.evaluation.reconstruction import Prediction
 from transcoders.evaluation.settings import EvaluateSettings
+from transcoders.language.model import load_bridge, load_tokenizer
+from transcoders.language.settings import HookSettings
+from transcoders.language.taps import resolve_tap
 
 TEXT = (
     "The capital of France is Paris, which lies on the river Seine.",

@@ -12,12 +12,12 @@ from checkout import Undisturbed
 
 from stages.params import load_params
 from transcoders import Transcoder
+from transcoders.absorption.words import Probes, Task, load_task, save_task
 from transcoders.activations import store
 from transcoders.activations.store import Store
-from transcoders.errors import UserError
-from transcoders.evaluation.first_letter import Probes, Task, load_task, save_task
-from transcoders.files import read_json
-from transcoders.tables import read_csv, read_parquet
+from transcoders.core.errors import UserError
+from transcoders.core.files import read_json
+from transcoders.core.tables import read_csv, read_parquet
 from transcoders.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 RUN, LAYER = "models/plt-1-0", "data/activations/layer_1.zarr"

@@ -8,9 +8,9 @@ import pytest
 import torch
 from checkout import write_model
 
-from transcoders.base_model import fetch_model, load_bridge, load_model, load_tokenizer
-from transcoders.errors import UserError
-from transcoders.settings import ModelSettings
+from transcoders.core.errors import UserError
+from transcoders.language.model import fetch_model, load_bridge, load_model, load_tokenizer
+from transcoders.language.settings import ModelSettings
 
 CPU = torch.device("cpu")
 LOADERS = {

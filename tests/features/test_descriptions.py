@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from transcoders.errors import UserError
+from transcoders.core.errors import UserError
 from transcoders.features.describe import describe
 from transcoders.features.detection import Unseen, detection_score, histogram, summary
 from transcoders.features.endpoint import Endpoint

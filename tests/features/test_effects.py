@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from transcoders.base_model import load_model, load_tokenizer
 from transcoders.features.effects import effects_of, nearest, read_unembedding
+from transcoders.language.model import load_model, load_tokenizer
 
 
 def test_promoted_tokens_are_those_whose_logits_the_row_raises(gemma) -> None:

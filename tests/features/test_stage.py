@@ -10,8 +10,8 @@ from tests_support import make_store
 
 from stages import features
 from stages.runs import Run
+from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import WEIGHTS, Transcoder, TranscoderConfig
-from transcoders.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 RUN = Run("topk", 9, 0)

@@ -14,8 +14,8 @@ from tests_support import make_store
 
 from transcoders import Transcoder
 from transcoders.activations.reader import LabelledBatch
+from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import TranscoderConfig
-from transcoders.errors import UserError
 from transcoders.formats.convert import Samples, _best_thresholds, as_thresholded, folded
 from transcoders.formats.export import Trained, export
 

@@ -4,7 +4,7 @@ import torch
 from formats_support import D, expected, raw
 
 from transcoders import Transcoder
-from transcoders.errors import UserError
+from transcoders.core.errors import UserError
 from transcoders.formats.fit import fitted
 
 STORE = {"d_model": D, "model": "google/gemma-2-2b", "input_gain": (torch.rand(D) + 0.5).tolist()}

@@ -15,7 +15,7 @@ import torch
 from formats_support import D, expected, raw
 
 from transcoders import Transcoder
-from transcoders.errors import UserError
+from transcoders.core.errors import UserError
 from transcoders.formats.locate import is_hub_reference
 
 FOLDER = "transcoder_all/layer_9_width_16k_l0_small"
@@ -125,7 +125,7 @@ def test_what_went_wrong_is_one_line(hub, reference, environment, message):
 
 UPLOAD = """
 import sys
-from transcoders.errors import UserError
+from transcoders.core.errors import UserError
 from transcoders.formats.hub import upload
 try:
     upload(sys.argv[1], sys.argv[2])

@@ -13,7 +13,7 @@ from formats_support import D, F, expected, raw
 from safetensors.torch import load_file, save_file
 
 from transcoders import Transcoder
-from transcoders.errors import UserError
+from transcoders.core.errors import UserError
 
 X = torch.randn(30, D, generator=torch.Generator().manual_seed(1))
 

@@ -12,11 +12,11 @@ import torch
 
 from stages.params import load_params
 from transcoders import Transcoder
-from transcoders.activations.settings import TextSettings
-from transcoders.activations.text import documents
 from transcoders.circuits.prompts import read_prompts
+from transcoders.collecting.settings import TextSettings
+from transcoders.collecting.text import documents
+from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import TranscoderConfig
-from transcoders.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 CORPUS = Path(__file__).parent / "corpus"

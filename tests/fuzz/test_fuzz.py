@@ -17,7 +17,7 @@ import yaml
 from targets import CORPUS, TARGETS, opened
 
 from transcoders import Transcoder
-from transcoders.errors import UserError
+from transcoders.core.errors import UserError
 from transcoders.training.checkpoint import load_checkpoint
 
 PIECES = (

@@ -14,7 +14,8 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from transcoders.kernels import adam_triton, triton_kernels
+from transcoders.kernels.cuda import programs as triton_kernels
+from transcoders.training.adam import cuda as adam_triton
 
 HOPPER = GPUTarget("cuda", 90, 32)
 TYPES = {

@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 
-from transcoders.kernels import adam_triton, triton_kernels
+from transcoders.kernels.cuda import programs as triton_kernels
+from transcoders.training.adam import cuda as adam_triton
 
 
 def test_every_program_compiles_for_hopper_and_stays_in_registers() -> None:

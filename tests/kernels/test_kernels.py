@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from transcoders import kernels
-from transcoders.kernels import Group, SparseLatents, auxiliary, columns, cpu, cuda
-from transcoders.kernels.linear import linear
+from transcoders.kernels import Group, SparseLatents, auxiliary, columns
+from transcoders.kernels.cpu import backend as cpu
+from transcoders.kernels.cpu.linear import linear
+from transcoders.kernels.cuda import backend as cuda
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["cpu", "triton"]

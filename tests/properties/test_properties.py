@@ -24,8 +24,8 @@ from transcoders.activations.reader import ShuffledReader
 from transcoders.activations.settings import SplitSettings
 from transcoders.activations.split import PARTS, documents_of, split_documents
 from transcoders.activations.store import Store
+from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import TranscoderConfig
-from transcoders.errors import UserError
 from transcoders.formats import circuit_tracer, saelens, sparsify
 from transcoders.formats.convert import folded
 

@@ -15,9 +15,9 @@ from tests_support import make_store
 
 from stages import circuits
 from stages.params import parse
-from transcoders.base_model import load_tokenizer
 from transcoders.circuits.prompts import read_prompts
-from transcoders.errors import UserError
+from transcoders.core.errors import UserError
+from transcoders.language.model import load_tokenizer
 
 PROMPTS = [
     {"name": "eiffel", "task": "recall", "text": "The Eiffel Tower is in", "answer": " Paris", "foil": " London"},

@@ -10,13 +10,14 @@ from ruamel.yaml import YAML
 from tests_support import tiny_gemma
 
 from stages import collect as stage
-from transcoders.activations import capture, store
+from transcoders.activations import store
 from transcoders.activations.store import POINTER, Store
-from transcoders.base_model import fetch_model
-from transcoders.errors import UserError
-from transcoders.files import cache_folder
-from transcoders.places import UnreachableError
-from transcoders.settings import ModelSettings
+from transcoders.collecting import capture
+from transcoders.core.errors import UserError
+from transcoders.core.files import cache_folder
+from transcoders.core.places import UnreachableError
+from transcoders.language.model import fetch_model
+from transcoders.language.settings import ModelSettings
 
 ROOT = Path(__file__).parents[2]
 URL = "s3://bucket/project"

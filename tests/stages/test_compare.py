@@ -6,9 +6,9 @@ import pandas as pd
 import torch
 
 from stages.compare import PRUNED, SHOWN, _write
-from transcoders.evaluation.absorption import _good
-from transcoders.evaluation.absorption_settings import AbsorptionSettings
-from transcoders.evaluation.first_letter import Probes
+from transcoders.absorption.measure import _good
+from transcoders.absorption.settings import AbsorptionSettings
+from transcoders.absorption.words import Probes
 
 
 def test_a_comparison_without_any_letter_is_written(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.params import apply_preset, load_params, parse
-from transcoders.errors import UserError
+from transcoders.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages import figures
 from stages.plot import run, shares, thin
-from transcoders.errors import UserError
+from transcoders.core.errors import UserError
+from transcoders.figures import runs as figures
 
 ROOT = Path(__file__).parents[2]
 RUNS = ["topk-9-0", "nested-9-0", "topk-0-0"]

@@ -14,10 +14,10 @@ from tests_support import make_store
 from stages import collect, evaluate, split, train
 from stages.runs import Run, open_inputs
 from transcoders.activations.recompute import open_store
-from transcoders.activations.settings import TextSettings
-from transcoders.activations.text import documents
-from transcoders.base_model import PROVENANCE
-from transcoders.errors import UserError
+from transcoders.collecting.settings import TextSettings
+from transcoders.collecting.text import documents
+from transcoders.core.errors import UserError
+from transcoders.core.provenance import PROVENANCE
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

@@ -3,7 +3,7 @@ import torch
 from training_support import DEVICE, run, trainer, weights_of
 
 from transcoders.activations.reader import Batch
-from transcoders.errors import UserError
+from transcoders.core.errors import UserError
 from transcoders.training.loop import Trainer
 from transcoders.training.optimiser import Adam
 from transcoders.training.schedule import learning_rate

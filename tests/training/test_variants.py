@@ -7,11 +7,11 @@ from training_support import DEVICE, EVERYTHING, run, trainer, weights_of
 
 from transcoders import kernels
 from transcoders.activations.reader import Batch, ordered_batches
+from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
-from transcoders.errors import UserError
 from transcoders.training.objective import Objective
+from transcoders.training.phases import plan
 from transcoders.training.settings import TrainSettings, VariantSettings
-from transcoders.training.stages import plan
 
 NESTED = {"prefixes": (0.25, 0.5, 1), "prefix_k": (0.5, 0.75, 1)}
 PROGRESSIVE = {**NESTED, "training": "progressive"}

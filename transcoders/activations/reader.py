@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transcoders.activations.store import CHUNK_ROWS, SHARD_ROWS, Store
-from transcoders.kernels.memory import empty
+from transcoders.core.buffers import empty
 
 
 class Batch(NamedTuple):

@@ -10,7 +10,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from transcoders.activations.store import Store
-from transcoders.errors import UserError
+from transcoders.core.errors import UserError
+from transcoders.core.provenance import PROVENANCE, model_hash
 
 
 def open_store(path: Path, model: Path, device: torch.device) -> Store:
@@ -21,8 +22,6 @@ def open_store(path: Path, model: Path, device: torch.device) -> Store:
     """
     store = Store(path)
     if "mlp_out" not in store.held:
-        from transcoders.base_model import PROVENANCE, model_hash  # seconds, which only this case must wait for
-
         if not (model / PROVENANCE).is_file():
             raise UserError(
                 f"{model}: holds no model, but {path} needs one (collect.outputs: recomputed); run `dvc repro model`"

@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from transcoders.activations.settings import SplitSettings
-from transcoders.errors import UserError
+from transcoders.core.errors import UserError
 
 PARTS = ("train", "validation", "test")
 

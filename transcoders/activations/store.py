@@ -26,9 +26,9 @@ from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.errors import GroupNotFoundError
 
-from transcoders.errors import DAMAGE, UserError
-from transcoders.files import cache_folder, fingerprint, write_json
-from transcoders.places import Place, place, read_bytes, shown, sizes, told, zarr_store
+from transcoders.core.errors import DAMAGE, UserError
+from transcoders.core.files import cache_folder, fingerprint, write_json
+from transcoders.core.places import Place, explain_errors, place, read_bytes, redacted, sizes, zarr_store
 
 SCHEMA = 2
 CHUNK_ROWS = 4096
@@ -65,7 +65,7 @@ def create(
     *, codec: str | None = None, outputs: str = "stored",
 ) -> None:  # fmt: skip
     """Create an empty, incomplete store for at most ``rows`` tokens."""
-    with told(path):
+    with explain_errors(path):
         _create(path, d_model, dtype, rows, attributes, codec, outputs)
 
 
@@ -132,7 +132,7 @@ def from_storage(name: str, arrays: Mapping[str, NDArray[Any]]) -> Float[Tensor,
 def finish(path: Place, rows: int, attributes: dict[str, Any]) -> None:
     """Cut the arrays to ``rows`` and mark the store complete."""
     root = opened(path)
-    with told(path):
+    with explain_errors(path):
         names = _names(root.attrs)
         for name in names:
             array = root[name]
@@ -154,7 +154,7 @@ def _stored(name: str, found: Mapping[str, int]) -> int:
 
 def opened(path: Place) -> zarr.Group:
     """The unfinished store at ``path``, for writing."""
-    with told(path):
+    with explain_errors(path):
         return zarr.open_group(zarr_store(path), mode="r+")
 
 
@@ -197,12 +197,12 @@ class Store:
         if pointer is not None:
             self._place = _target(path, pointer)
         here = isinstance(self._place, Path)
-        path = self.path = self._place if isinstance(self._place, Path) else shown(self._place)
+        path = self.path = self._place if isinstance(self._place, Path) else redacted(self._place)
         self.requests = min(8, -(-(os.cpu_count() or 1) // 4)) if here else 16
         """Reads that gain from being made at a time: at a URL most of each is waiting for the answer."""
         self._remedy = f"remove it and run `dvc repro {'' if here else '--force '}collect`"
         try:
-            with told(self._place):
+            with explain_errors(self._place):
                 root = zarr.open_group(zarr_store(self._place, read_only=True), mode="r")
         except (GroupNotFoundError, FileNotFoundError):
             raise UserError(f"{path}: there is no activation store; run `dvc repro collect`") from None
@@ -261,7 +261,7 @@ class Store:
 
     def _read(self, name: str, start: int, stop: int | None) -> NDArray[Any]:
         try:
-            with told(self._place):
+            with explain_errors(self._place):
                 return np.asarray(self._array(name)[start:stop])
         except DAMAGE as error:
             raise self._damaged(f"{name} is damaged", error) from error

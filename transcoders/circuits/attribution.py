@@ -9,7 +9,7 @@ from torch import Tensor
 from transcoders.circuits.frozen import Frozen, attend_back, walk_back
 from transcoders.circuits.graph import Graph, Output, influence
 from transcoders.circuits.settings import CircuitSettings
-from transcoders.errors import UserError
+from transcoders.core.errors import UserError
 
 ROUNDS = 8  # of choosing which latents to trace next, where not all are
 

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from transcoders.circuits.layout import Layer, Layout
+from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.errors import UserError
 
 REPLAY_TOLERANCE = 1e-3
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from transcoders.errors import UserError
-from transcoders.files import read_yaml
-from transcoders.settings import Settings
+from transcoders.core.errors import UserError
+from transcoders.core.files import read_yaml
+from transcoders.core.settings import Settings
 
 
 class Prompt(Settings):

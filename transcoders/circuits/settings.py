@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from transcoders.settings import Settings
+from transcoders.core.settings import Settings
 
 
 class CircuitSettings(Settings):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from transcoders.circuits.graph import Graph, Pruned
-from transcoders.files import write_json
+from transcoders.core.files import write_json
 
 Labels = Mapping[tuple[int, int], str]
 """(layer, latent) -> description, of the latents that have one."""

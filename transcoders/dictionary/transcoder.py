@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from transcoders import kernels
+from transcoders.core.errors import DAMAGE, UserError
+from transcoders.core.files import replacing, sha256_of, write_json
+from transcoders.core.places import place, writing
+from transcoders.core.settings import Settings
 from transcoders.distributed.ranks import Team
-from transcoders.errors import DAMAGE, UserError
-from transcoders.files import replacing, sha256_of, write_json
 from transcoders.kernels import Backend, Group, SparseLatents
-from transcoders.places import place, writing
-from transcoders.settings import Settings
 
 WEIGHTS = "transcoder.safetensors"
 CONFIG = "config.json"

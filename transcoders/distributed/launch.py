@@ -6,8 +6,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from transcoders.core.errors import UserError
 from transcoders.distributed.settings import DistributedSettings
-from transcoders.errors import UserError
 
 log = logging.getLogger(__name__)
 SECONDS_FOR_THE_CAUSE = 10.0

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from transcoders.devices import resolve_device
-from transcoders.errors import UserError
+from transcoders.core.devices import resolve_device
+from transcoders.core.errors import UserError
 
 PATIENCE = {"gloo": timedelta(hours=12), "nccl": timedelta(minutes=30)}
 """How long a process waits for another: gloo notices at once when one dies, nccl not always."""

@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from transcoders.settings import Settings
+from transcoders.core.settings import Settings
 
 
 class DistributedSettings(Settings):

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from transcoders.activations.taps import Tap
 from transcoders.evaluation.bootstrap import interval
 from transcoders.evaluation.reconstruction import Predictor
 from transcoders.evaluation.settings import EvaluateSettings
+from transcoders.language.taps import Tap
 
 CONTEXTS_PER_BATCH = 8
 ROWS_PER_CHUNK = 64  # logits of 64 tokens are 67 MB in Gemma's vocabulary; more only costs memory

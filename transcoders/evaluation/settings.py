@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from transcoders.settings import Settings
+from transcoders.core.settings import Settings
 
 
 class EvaluateSettings(Settings):

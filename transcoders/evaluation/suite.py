@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import torch
 
 from transcoders.activations.reader import LabelledBatch
-from transcoders.activations.taps import Tap
 from transcoders.evaluation.loss import ContextBatch, loss_metrics, model_losses
 from transcoders.evaluation.predictors import constant
 from transcoders.evaluation.reconstruction import Predictor, Reconstruction, reconstruction
 from transcoders.evaluation.settings import EvaluateSettings
+from transcoders.language.taps import Tap
 
 
 class Candidate(NamedTuple):

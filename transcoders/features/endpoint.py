@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import httpx
 
-from transcoders.errors import UserError
+from transcoders.core.errors import UserError
+from transcoders.core.files import fingerprint, write_json
 from transcoders.features.explain import NoAnswerError
 from transcoders.features.settings import OpenAISettings
-from transcoders.files import fingerprint, write_json
 
 log = logging.getLogger(__name__)
 

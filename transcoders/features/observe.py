@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from transcoders.activations.store import Store
+from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.errors import UserError
 from transcoders.features.blocks import Block, whole_contexts
 from transcoders.features.keep import Admitted, Histograms, Keeper
 from transcoders.features.settings import FeatureSettings

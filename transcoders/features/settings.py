@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from transcoders.settings import Settings
+from transcoders.core.settings import Settings
 
 
 class OpenAISettings(Settings):

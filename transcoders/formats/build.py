@@ -7,8 +7,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import Encoder, Transcoder, TranscoderConfig
-from transcoders.errors import UserError
 from transcoders.formats.weights import Shape, Weights
 
 

@@ -8,9 +8,9 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
+from transcoders.core.errors import UserError
+from transcoders.core.files import read_yaml, replacing
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.errors import UserError
-from transcoders.files import read_yaml, replacing
 from transcoders.formats.build import Stored, build
 from transcoders.formats.locate import Source
 from transcoders.formats.weights import open_weights

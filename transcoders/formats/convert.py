@@ -10,9 +10,9 @@ from torch import Tensor
 
 from transcoders import kernels
 from transcoders.activations.reader import LabelledBatch
+from transcoders.core.errors import UserError
+from transcoders.core.files import rounded
 from transcoders.dictionary.transcoder import FIXED_K, THRESHOLDED, Transcoder
-from transcoders.errors import UserError
-from transcoders.files import rounded
 
 MARGIN = 1e-3
 """A threshold that lets all candidates through, or none, stands this share apart from them."""

@@ -10,14 +10,14 @@ import torch
 from transcoders.activations.reader import ordered_batches
 from transcoders.activations.recompute import open_store
 from transcoders.activations.split import documents_of
+from transcoders.core.errors import UserError
+from transcoders.core.files import replacing
+from transcoders.core.places import Place, name_of, writing
+from transcoders.core.tables import read_parquet
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.errors import UserError
-from transcoders.files import replacing
 from transcoders.formats import circuit_tracer, saelens, sparsify
 from transcoders.formats.card import card
 from transcoders.formats.convert import Exported, Samples, as_thresholded, as_topk, folded
-from transcoders.places import Place, name_of, writing
-from transcoders.tables import read_parquet
 
 Target = Literal["saelens", "circuit-tracer", "sparsify", "hub"]
 TARGETS: tuple[Target, ...] = ("saelens", "circuit-tracer", "sparsify", "hub")

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from transcoders.errors import UserError
+from transcoders.core.errors import UserError
 from transcoders.formats.locate import connection_broke
 
 

@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from transcoders.errors import UserError
-from transcoders.places import UnreachableError, fetched, place, shown
+from transcoders.core.errors import UserError
+from transcoders.core.places import UnreachableError, fetched, place, redacted
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def locate(reference: str) -> Source:
     local = place(reference)
     if isinstance(local, str):  # a set's layers are large: one of them must be named
         found = fetched(local, [name for name in FILES if not name.startswith("layer_")])
-        return Source(shown(local), found, shown(local))
+        return Source(redacted(local), found, redacted(local))
     if local.exists() or not is_hub_reference(reference):
         return Source(reference, local, str(local.resolve()))
     repo, _, folder = reference.partition(":")

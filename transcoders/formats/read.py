@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import WEIGHTS, Transcoder
-from transcoders.errors import UserError
 from transcoders.formats import circuit_tracer, gemma_scope, saelens, sparsify
 from transcoders.formats.locate import Source, locate
 

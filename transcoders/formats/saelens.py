@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from transcoders.core.errors import UserError
+from transcoders.core.files import read_json, replacing, write_json
 from transcoders.dictionary.transcoder import Encoder, Transcoder
-from transcoders.errors import UserError
-from transcoders.files import read_json, replacing, write_json
 from transcoders.formats.build import Stored, build
 from transcoders.formats.locate import Source
 from transcoders.formats.weights import DOWNLOAD, open_weights

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from transcoders.errors import DAMAGE, UserError
+from transcoders.core.errors import DAMAGE, UserError
 
 DOWNLOAD = "delete it and download it again"
 PIECE_BYTES = 16 << 20

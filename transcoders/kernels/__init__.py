@@ -21,9 +21,10 @@ from typing import Literal
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from transcoders.kernels import auxiliary, cpu, jumprelu, reference
+from transcoders.kernels import auxiliary, jumprelu, reference
 from transcoders.kernels.auxiliary import is_dense as auxk_is_dense
 from transcoders.kernels.auxiliary import variance_of
+from transcoders.kernels.cpu import backend as cpu
 from transcoders.kernels.jumprelu import JumpReLU
 from transcoders.kernels.latents import (
     Group,
@@ -40,7 +41,7 @@ from transcoders.kernels.latents import (
 Backend = Literal["auto", "reference", "cpu", "triton"]
 _MODULES: dict[str, ModuleType] = {"reference": reference, "cpu": cpu}
 if find_spec("triton"):
-    from transcoders.kernels import cuda
+    from transcoders.kernels.cuda import backend as cuda
 
     _MODULES["triton"] = cuda
 

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from transcoders.errors import DAMAGE
-from transcoders.files import replacing
+from transcoders.core.errors import DAMAGE
+from transcoders.core.files import replacing
 
 log = logging.getLogger(__name__)
 CHECKSUM = "crc32"

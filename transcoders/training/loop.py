@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from transcoders.activations.reader import Batch, ShuffledReader
-from transcoders.devices import is_out_of_memory, matmul_precision, multiplies_float32_in_bf16
-from transcoders.dictionary.assemble import write_slice_by_slice
-from transcoders.dictionary.sliced import SlicedTranscoder
+from transcoders.core.devices import is_out_of_memory, matmul_precision, multiplies_float32_in_bf16
+from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import PER_LATENT, Transcoder
 from transcoders.distributed.ranks import ALONE, Ranks
-from transcoders.errors import UserError
 from transcoders.kernels import SparseLatents
 from transcoders.kernels.auxiliary import variance_of
 from transcoders.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from transcoders.training.initialise import Statistics, initialise_
 from transcoders.training.objective import Objective
 from transcoders.training.optimiser import MOMENTS, Adam, Projection
+from transcoders.training.phases import Stage, plan
 from transcoders.training.schedule import learning_rate
 from transcoders.training.settings import TrainSettings, VariantSettings
-from transcoders.training.stages import Stage, plan
+from transcoders.training.sliced.assemble import write_slice_by_slice
+from transcoders.training.sliced.transcoder import SlicedTranscoder
+from transcoders.training.start import Statistics, initialise_
 
 log = logging.getLogger(__name__)
 HISTORY = (

@@ -7,14 +7,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from transcoders import kernels
-from transcoders.devices import multiplies_bf16
-from transcoders.dictionary.sliced import SlicedTranscoder
+from transcoders.core.devices import multiplies_bf16
 from transcoders.dictionary.transcoder import FIXED_K, Transcoder
 from transcoders.distributed.ranks import ALONE, Ranks
-from transcoders.distributed.selection import kth_largest
 from transcoders.kernels import SparseLatents, SquaredErrors
-from transcoders.training.parallel import sliced_auxk, sliced_rows, sliced_squared_errors
 from transcoders.training.settings import TrainSettings, VariantSettings
+from transcoders.training.sliced.objective import sliced_auxk, sliced_rows, sliced_squared_errors
+from transcoders.training.sliced.selection import kth_largest
+from transcoders.training.sliced.transcoder import SlicedTranscoder
 
 THRESHOLD_RATE = 0.1
 """Of batchtopk's running mean of the smallest activation that it keeps."""

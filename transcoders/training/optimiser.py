@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from transcoders.dictionary.transcoder import PER_LATENT, Transcoder
-from transcoders.kernels.adam import adam_step_, projected_square_norm
+from transcoders.training.adam.step import adam_step_, projected_square_norm
 
 EPS = 1e-13  # losses are means over dims: gradients of rare latents are near the usual 1e-8
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from transcoders.settings import Settings
+from transcoders.core.settings import Settings
 
 Multiple = Annotated[str, Field(pattern=r"^[1-9][0-9]*x$")]
 Share = Annotated[float, Field(gt=0, le=1)]

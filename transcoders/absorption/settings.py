@@ -1,0 +1,29 @@
+"""What counts as a readable letter, as a main latent and as absorption."""
+
+from pydantic import Field
+
+from transcoders.core.settings import Settings
+
+
+class AbsorptionSettings(Settings):
+    """The first-letter task; names and values in brackets are SAEBench's (arXiv 2503.09532)."""
+
+    words: int = Field(default=12_000, gt=0)
+    """Single-token words to use, the tokenizer's first: in Gemma's vocabulary the frequent ones."""
+    test: float = Field(default=0.3, gt=0, lt=1)
+    """Share of the words that probes are judged on and absorption is measured on (0.2)."""
+    least_probe_f1: float = Field(default=0.8, ge=0, le=1)
+    """Letters that a probe on y tells worse than this are left out (0.6)."""
+    splitting_gain: float = Field(default=0.03, ge=0)
+    """One more latent is a main latent if the F1 of the k-sparse probe rises by more (0.03)."""
+    largest_k: int = Field(default=10, gt=0)
+    """Main latents a letter may have (10)."""
+    absorber_cosine: float = Field(default=0.025, ge=0, le=1)
+    """Least cosine of an absorber's decoder row to the probe (0.1; 0.025 for full absorption)."""
+    absorbers: int = Field(default=3, gt=0)
+    """How many latents may absorb together (3)."""
+    least_share: float = Field(default=0.4, ge=0, le=1)
+    """Least share of the probe's projection that they carry (0.4)."""
+    near_parallel: float = Field(default=0.9, gt=0, lt=1)
+    """Decoder rows with a larger cosine than this are said to be near-parallel."""
+    seed: int = Field(default=0, ge=0)

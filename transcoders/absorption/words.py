@@ -1,0 +1,195 @@
+"""The first-letter task (arXiv 2409.14507): words, what an MLP makes of them, and probes for the letter."""
+
+import json
+import re
+import string
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from transcoders.absorption.settings import AbsorptionSettings
+from transcoders.collecting.capture import forward
+from transcoders.core.errors import DAMAGE, UserError
+from transcoders.core.files import replacing
+from transcoders.language.taps import Tap
+
+LETTERS = string.ascii_lowercase
+EXAMPLES = 4
+WORDS_PER_PROMPT = 28
+PROMPTS_PER_BATCH = 16
+FEWEST = 10
+"""Words that begin with a letter, in either part of the split: with fewer, no probe is fitted."""
+PROBE_C = 1.0  # lower F1 with 10, and with balanced class weights at 0.02 and 0.1
+
+
+class Word(NamedTuple):
+    """A token that is a space and a word."""
+
+    token: int
+    text: str
+
+
+class Task(NamedTuple):
+    """Words, their MLP inputs and outputs (raw units), and which of them are for testing."""
+
+    words: list[str]
+    x: Float[Tensor, "words d_in"]
+    y: Float[Tensor, "words d_out"]
+    test: Bool[Tensor, "words"]
+
+    @property
+    def initials(self) -> NDArray[np.str_]:
+        """The first letter of each word."""
+        return np.array([word[0] for word in self.words])
+
+
+class Probes(NamedTuple):
+    """A linear probe on y for each letter that had words enough, whatever its quality."""
+
+    letters: list[str]
+    direction: Float[Tensor, "letters d_out"]
+    """Unit vectors."""
+    right: Bool[Tensor, "letters words"]
+    """Where the probe says that the word begins with the letter, and it does."""
+    f1: Float[Tensor, "letters"]
+    """On the test words."""
+
+
+def single_token_words(tokenizer: Any, count: int) -> list[Word]:
+    """The first ``count`` tokens that are a space and three or more lower-case ASCII letters.
+
+    Raises:
+        UserError: the vocabulary has next to none.
+    """
+    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    found = [
+        Word(number, piece[1:])
+        for number, piece in enumerate(pieces)
+        if piece is not None and re.fullmatch("[▁Ġ ][a-z]{3,}", piece)
+    ]
+    if len(found) < WORDS_PER_PROMPT * FEWEST:
+        raise UserError(
+            f"model.name: the first-letter task needs words that are one token, and this vocabulary of {len(pieces)} "
+            f"has {len(found)}; choose a model with a word-piece or BPE vocabulary"
+        )
+    return found[:count]
+
+
+def spelling_prompts(words: list[Word], tokenizer: Any, seed: int) -> list[tuple[list[int], list[int]]]:
+    """Token ids of prompts that spell all ``words``, and the positions of the words in each.
+
+    ``BOS w1: W\\n w2: W\\n ...``: the prompt before a word is its examples, so one pass reads
+    many words. The first ``EXAMPLES`` of a prompt are drawn at random and not read.
+    """
+    rng = np.random.default_rng(seed)
+    answers = {letter: tokenizer(f": {letter.upper()}\n", add_special_tokens=False)["input_ids"] for letter in LETTERS}
+    result = []
+    for start in range(0, len(words), WORDS_PER_PROMPT):
+        examples = [words[i] for i in rng.integers(len(words), size=EXAMPLES)]
+        ids, positions = [tokenizer.bos_token_id], []
+        for word in examples + words[start : start + WORDS_PER_PROMPT]:
+            positions.append(len(ids))
+            ids += [word.token, *answers[word.text[0]]]
+        result.append((ids[: positions[-1] + 1], positions[EXAMPLES:]))
+    return result
+
+
+@torch.inference_mode()
+def read_words(bridge: Any, tap: Tap, tokenizer: Any, settings: AbsorptionSettings) -> Task:
+    """Run the model over spelling prompts and read what enters and leaves the MLP at each word."""
+    words = single_token_words(tokenizer, settings.words)
+    rng = np.random.default_rng(settings.seed)
+    words = [words[i] for i in rng.permutation(len(words))]
+    device = next(bridge.original_model.parameters()).device
+    prompts = spelling_prompts(words, tokenizer, settings.seed)
+    found: dict[str, list[Tensor]] = {tap.hook_in: [], tap.hook_out: []}
+    with tqdm(desc="words", total=len(words), unit="word") as bar:
+        for start in range(0, len(prompts), PROMPTS_PER_BATCH):
+            batch = prompts[start : start + PROMPTS_PER_BATCH]
+            ids = pad_sequence([torch.tensor(row) for row, _ in batch], batch_first=True)
+            wanted = torch.zeros(ids.shape, dtype=torch.bool)
+            for row, (_, positions) in zip(wanted, batch, strict=True):
+                row[positions] = True
+            caught = forward(bridge, ids.to(device), [tap])
+            for name, values in found.items():
+                values.append(caught[name][wanted.to(device)].float().cpu())
+            bar.update(int(wanted.sum()))
+    test = torch.zeros(len(words), dtype=torch.bool)
+    test[: round(settings.test * len(words))] = True  # the words are in random order
+    return Task([word.text for word in words], torch.cat(found[tap.hook_in]), torch.cat(found[tap.hook_out]), test)
+
+
+def fit_probes(task: Task) -> Probes:
+    """Logistic regression on y, one letter against the rest, fitted on the training words.
+
+    Raises:
+        UserError: no letter has words enough.
+    """
+    train = ~task.test.numpy()
+    y = task.y.numpy()
+    y = y - y[train].mean(0)
+    y = y / y[train].std()  # one scale for all dimensions: directions stay what they are
+    letters, directions, right, f1 = [], [], [], []
+    for letter in tqdm(LETTERS, desc="probes", unit="letter"):
+        is_letter = task.initials == letter
+        if min(is_letter[train].sum(), is_letter[~train].sum()) < FEWEST:
+            continue
+        probe = LogisticRegression(C=PROBE_C, solver="newton-cholesky").fit(y[train], is_letter[train])
+        said = probe.predict(y)
+        letters.append(letter)
+        directions.append(probe.coef_[0] / np.linalg.norm(probe.coef_[0]))
+        right.append(said & is_letter)
+        f1.append(f1_of(said[~train], is_letter[~train]))
+    if not letters:
+        raise UserError(
+            f"absorption.words: no letter begins {FEWEST} of the {len(task.words)} words' training and test parts; "
+            "raise absorption.words"
+        )
+    return Probes(
+        letters,
+        torch.from_numpy(np.array(directions, dtype=np.float32)),
+        torch.from_numpy(np.array(right)),
+        torch.tensor(f1),
+    )
+
+
+def f1_of(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
+    """Harmonic mean of precision and recall; 0 when nothing is found."""
+    return float(2 * (said & true).sum() / max(1, said.sum() + true.sum()))
+
+
+def save_task(path: Path, task: Task, probes: Probes) -> None:
+    """Write both to one safetensors file."""
+    tensors = {"x": task.x, "y": task.y, "test": task.test, "direction": probes.direction, "right": probes.right}
+    with replacing(path) as temporary:
+        save_file(
+            tensors | {"f1": probes.f1}, temporary,
+            metadata={"words": json.dumps({"words": task.words, "letters": probes.letters})},
+        )  # fmt: skip
+
+
+def load_task(path: Path) -> tuple[Task, Probes]:
+    """Read what ``save_task`` wrote.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            names = json.loads(file.metadata()["words"])
+            value = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        task = Task(names["words"], value["x"], value["y"], value["test"])
+        return task, Probes(names["letters"], value["direction"], value["right"], value["f1"])
+    except (*DAMAGE, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not readable ({reason}); remove it and run `dvc repro words`") from None

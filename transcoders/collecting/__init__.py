@@ -1,0 +1,1 @@
+"""From text to activation stores: documents, contexts, the model's forward pass, writing."""

@@ -1,0 +1,89 @@
+"""Cutting documents into contexts that a model reads: BOS, then tokens of one document only."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from transcoders.collecting.text import Document
+from transcoders.core.errors import UserError
+
+PAD = -1
+SMALLEST_POOL = 1_000_000
+"""Tokens of text that are read in any case: reading them takes seconds and mixes documents."""
+
+
+class Contexts(NamedTuple):
+    """Contexts in the order in which they are read, and the documents they come from."""
+
+    tokens: NDArray[np.int32]
+    """[contexts, context_length], BOS first, ``PAD`` after the end."""
+    document: NDArray[np.int32]
+    """[contexts], row of ``documents``."""
+    documents: pd.DataFrame
+    """One row a document: title, tokens used."""
+
+
+def make_contexts(
+    source: Iterable[Document],
+    tokenizer: Any,
+    *,
+    tokens: int,
+    context_length: int,
+    pool: float,
+    seed: int,
+) -> Contexts:
+    """Tokenise, cut, shuffle and keep exactly ``tokens`` tokens (BOS not counted).
+
+    Documents are read until there are ``pool * tokens`` tokens or the text ends; their contexts
+    are then shuffled across documents, so that neighbours in the store are unrelated.
+
+    Raises:
+        UserError: the text has fewer tokens than asked.
+    """
+    rows: list[list[int]] = []
+    owner: list[int] = []
+    titles: list[str] = []
+    total = 0
+    body = context_length - 1
+    for document in source:
+        ids = tokenizer(document.text, add_special_tokens=False)["input_ids"]
+        for start in range(0, len(ids), body):
+            rows.append([tokenizer.bos_token_id, *ids[start : start + body]])
+            owner.append(len(titles))
+        titles.append(document.title)
+        total += len(ids)
+        if total >= max(pool * tokens, SMALLEST_POOL):
+            break
+    if total < tokens:
+        raise UserError(
+            f"collect.tokens: {tokens} tokens were asked for, but the text has only {total}; "
+            f"lower collect.tokens to {total} or less, or give more text (collect.text)"
+        )
+    order = np.random.default_rng(seed).permutation(len(rows))
+    table = np.full((len(rows), context_length), PAD, dtype=np.int32)
+    left = tokens
+    for used, row in enumerate(order):
+        kept = rows[row][: left + 1]
+        table[used, : len(kept)] = kept
+        left -= len(kept) - 1
+        if left == 0:
+            break
+    table = table[: used + 1]
+    document_of = np.asarray(owner, dtype=np.int32)[order[: used + 1]]
+    counts = np.bincount(document_of, (table != PAD).sum(1) - 1, minlength=len(titles))
+    frame = pd.DataFrame({"title": titles, "tokens": counts.astype(np.int64)})
+    return Contexts(table, document_of, frame)
+
+
+def batches(contexts: Contexts, batch_size: int, window: int = 64) -> list[NDArray[np.int64]]:
+    """Rows of ``contexts`` to run together: sorted by length within a window, so little is padding."""
+    lengths = (contexts.tokens != PAD).sum(1)
+    result = []
+    for start in range(0, len(lengths), batch_size * window):
+        part = np.arange(start, min(start + batch_size * window, len(lengths)))
+        part = part[np.argsort(-lengths[part], kind="stable")]
+        result += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+    return result

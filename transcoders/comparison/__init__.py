@@ -1,0 +1,1 @@
+"""What the runs say together: contrasts, hypotheses, sanity checks, baselines, pruning."""

@@ -1,0 +1,144 @@
+"""Whole files or none: everything is written beside its place and moved there when complete."""
+
+import errno
+import glob
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from transcoders.core.errors import UserError
+
+OS_ERROR = re.compile(r"(?:\(os error |\[Errno )(\d+)")
+"""How safetensors and shutil.copytree say, in the middle of a message, what the operating system refused."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; it becomes ``path`` if the block succeeds.
+
+    Works for a file and for a directory. After an exception (a full disk, Ctrl-C) ``path`` is as
+    it was before and the temporary is gone; what a killed process left is removed by the next.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (path.parent / f".{path.name}.{platform.node()}.{os.getpid()}.{end}" for end in ("tmp", "old.tmp"))
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(platform.node())}.*.tmp"):
+        if not _is_another(left.name.split(".")[-2 - left.name.endswith(".old.tmp")]):
+            _remove(left)
+    try:
+        yield temporary
+        _move(temporary, path, old)
+    except Exception as error:
+        refused = OS_ERROR.search(str(error))
+        if refused is None or isinstance(error, UserError) or getattr(error, "errno", None) is not None:
+            raise
+        raise OSError(int(refused[1]), os.strerror(int(refused[1])), str(path)) from error
+    finally:
+        _remove(temporary)
+        _remove(old)
+
+
+def _move(temporary: Path, path: Path, old: Path) -> None:
+    while True:
+        if path.is_dir():
+            _remove(old)
+            with suppress(FileNotFoundError):
+                os.replace(path, old)  # at once: a folder that is half removed would look like a whole one
+        try:
+            os.replace(temporary, path)
+            return
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:  # another process put its folder there just now
+                raise
+
+
+def _is_another(pid: str) -> bool:
+    """Whether a process other than this one has this number."""
+    if pid == str(os.getpid()) or not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` with a fixed layout, so that equal content gives equal bytes."""
+    text = json.dumps(content, indent=2, allow_nan=False)
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n")
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: it is missing, damaged, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{path}: not readable JSON ({error}); {remedy}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no JSON object; {remedy}")
+    return content
+
+
+def read_yaml(path: Path, name: str) -> Any:
+    """What a YAML file holds, in plain types; ``name`` is what messages call it.
+
+    Raises:
+        UserError: it is not valid YAML.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        return YAML(typ="safe").load(path)
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
+    """``metrics`` to six significant digits: what a reader needs, and stable between machines."""
+    return {name: float(f"{value:.6g}") for name, value in metrics.items()}
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short hash of JSON-serialisable values, equal exactly when they are equal."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def source_hash(*modules: ModuleType) -> str:
+    """A hash of modules' source code: work begun by other code is never continued."""
+    return fingerprint(*(Path(str(module.__file__)).read_text() for module in modules))
+
+
+def cache_folder(kind: str) -> Path:
+    """Where unfinished work lives between runs: outside the outputs that DVC deletes."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "mtxplt" / kind

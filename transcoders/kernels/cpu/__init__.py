@@ -1,0 +1,1 @@
+"""The sparse step on CPU."""

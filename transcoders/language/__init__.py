@@ -1,0 +1,1 @@
+"""The language model under study: its files, its hook points, its forward pass."""

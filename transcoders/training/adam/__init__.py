@@ -1,0 +1,1 @@
+"""Adam in one pass over memory: a reference, and loops for CPU and CUDA."""

@@ -1,0 +1,1 @@
+"""Dictionaries whose latents lie on several processes."""

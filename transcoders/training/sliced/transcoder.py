@@ -1,0 +1,88 @@
+"""A dictionary whose latents lie on several ranks, so that it may be larger than a device.
+
+Each rank holds a slice of every group of latents. Tokens are the same on all of them. Encoding is local
+except for the choice of the k largest; decoding is a sum over ranks.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from transcoders import kernels
+from transcoders.core.errors import UserError
+from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig, config_of_part
+from transcoders.distributed.ranks import Team
+from transcoders.kernels import Backend, SparseLatents
+from transcoders.training.sliced.selection import largest_of_all
+
+
+class SlicedTranscoder(Transcoder):
+    """One rank's latents of the transcoder that ``whole`` describes.
+
+    ``config`` is that of the slice: fewer latents, the same k. All ranks of ``team`` must make the same calls.
+    """
+
+    def __init__(self, whole: TranscoderConfig, team: Team) -> None:
+        """Allocate this rank's zero weights.
+
+        Raises:
+            UserError: a slice would have too few latents.
+        """
+        shares = [stop - start for start, stop in slices(whole, team.rank, team.size)]
+        for g in whole.groups:
+            if (g.stop - g.start) // team.size < g.k or (whole.encoder == "groupmax" and g.k % team.size):
+                raise UserError(
+                    f"distributed.latents: {team.size} slices of latents {g.start} to {g.stop} are too small for "
+                    f"their k = {g.k} ({whole.encoder}); take fewer slices"
+                )
+        ends = torch.tensor(shares).cumsum(0).tolist()
+        super().__init__(
+            whole.model_copy(update={"d_hidden": ends[-1], "prefixes": tuple(ends) if whole.prefixes else ()})
+        )
+        self.whole, self.team = whole, team
+
+    def own(self, rows: Tensor) -> Tensor:
+        """Of a row for each latent of the whole, this rank's."""
+        return torch.cat([rows[start:stop] for start, stop in slices(self.whole, self.team.rank, self.team.size)])
+
+    def below(self, prefix: int) -> int:
+        """How many of the first ``prefix`` latents are this rank's."""
+        own = slices(self.whole, self.team.rank, self.team.size)
+        return sum(max(0, min(stop, prefix) - start) for start, stop in own)
+
+    def chosen(self, x: Tensor, backend: Backend = "auto", watched: Tensor | None = None) -> SparseLatents:
+        """Latents of encoders that choose k of each group, counted from this rank's first."""
+        if self.config.encoder == "groupmax":  # each rank has all rivals of a winner
+            size = self.team.size
+            own = [kernels.groupmax_encode(x, W, b, k // size, backend) for W, b, k in self.encoders()]
+            return kernels.concatenate(own)
+        return super().chosen(x, backend, watched)
+
+    def largest(self, x: Tensor, backend: Backend = "auto", watched: Tensor | None = None) -> SparseLatents:
+        """This rank's of the k largest latents of each group on each token; it watches none."""
+        own = [(kernels.topk_encode(x, W, b, k, backend), k) for W, b, k in self.encoders()]
+        return kernels.concatenate([largest_of_all(latents, k, self.team) for latents, k in own])
+
+    def decode_latents(self, latents: SparseLatents, backend: Backend = "auto") -> Tensor:
+        """``z W_dec`` of all ranks."""
+        return self.team.summed(super().decode_latents(latents, backend))
+
+    def _empty(self, start: int, stop: int) -> "SlicedTranscoder":
+        local, whole = ((0, *(c.prefixes or (c.d_hidden,))) for c in (self.config, self.whole))
+        if start not in local or stop not in local:
+            raise ValueError(f"latents {start} to {stop}: a slice divides only at {local[1:]}")
+        part = config_of_part(self.whole, whole[local.index(start)], whole[local.index(stop)])
+        return SlicedTranscoder(part, self.team)
+
+    def save(self, folder: Path | str) -> None:
+        """Not for a slice: ``assemble.save_whole`` writes the whole."""
+        raise NotImplementedError(f"{folder}: a slice of a transcoder is not saved by itself")
+
+
+def slices(whole: TranscoderConfig, rank: int, size: int) -> list[tuple[int, int]]:
+    """Which latents [start, stop) of each group ``rank`` holds, in order."""
+    return [
+        (g.start + (g.stop - g.start) * rank // size, g.start + (g.stop - g.start) * (rank + 1) // size)
+        for g in whole.groups
+    ]
