@@ -1,13 +1,14 @@
 # `make repro`: set up and run the pipeline. `make test`: set up and run the tests.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(abspath $(VENV)/bin)
+BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OLDEST_LENS := .venv-transformer-lens
-export PATH := $(BIN):$(PATH)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: repro test check bench preset setup slow interop fuzz
 repro: setup
+	python -m stages.preset check
 	dvc repro
 
 test: setup
@@ -21,7 +22,7 @@ fuzz: setup
 
 interop: setup .venv-interop/.ready .venv-circuit-tracer/.ready $(OLDEST_LENS)/.ready
 	pytest -m interop tests/interop
-	PYTHONPATH=$(OLDEST_LENS) pytest tests/language/test_model.py tests/collecting/test_capture.py tests/evaluation/test_loss.py
+	PYTHONPATH=$(OLDEST_LENS) pytest tests/language/test_model.py tests/collecting/test_collecting.py tests/evaluation/test_loss.py
 
 # The oldest TransformerLens that pyproject.toml accepts (SAELens asks for it), in place of the pinned one.
 $(OLDEST_LENS)/.ready: $(READY)
@@ -34,7 +35,7 @@ $(OLDEST_LENS)/.ready: $(READY)
 	touch $@
 
 check: setup
-	ruff format --check . && ruff check . && mypy
+	ruff format --check . && ruff check . && mypy && lint-imports
 	python -m tests.audit
 	pytest
 
@@ -43,7 +44,7 @@ bench: setup
 
 preset: setup
 	@test -n "$(NAME)" || { echo "say which: make preset NAME=<one of: $$(ls presets | sed 's/.yaml//' | tr '\n' ' ')>"; exit 1; }
-	python -m stages.params preset $(NAME)
+	python -m stages.preset apply $(NAME)
 
 setup: $(READY) .dvc/plots_page.html
 
@@ -53,5 +54,5 @@ $(READY): requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	touch $@
 
-.dvc/plots_page.html: $(READY) stages/plots_page.py
-	$(BIN)/python -m stages.plots_page
+.dvc/plots_page.html: $(READY) $(wildcard transcoders/figures/plots_page/*)
+	$(BIN)/python -m transcoders.figures.plots_page

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import collect, hierarchy, quality, shuffle, step, stores, throughput, together
+from benchmarks import collect, hierarchy, quality, shuffle, step, stores, throughput
 from benchmarks.contenders import Size
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -19,15 +19,12 @@ HEADERS = {
         " | sparsify / ours | sparsify with fused Adam / ours | dense autograd / ours"
     ),
     "options": (
-        "d, F, k, B | nested, 5 groups | AuxK, 5 % dead | the same on 1/4 of the tokens"
-        " | batchtopk | bucketed | groupmax"
+        "d, F, k, B | nested, 5 groups | AuxK, 5 % dead | the same on 1/4 of the tokens | batchtopk | groupmax"
     ),
     "memory": "d, F, k, B | gradients | one [B, F] | ours | sparsify | dense autograd",
-    "recall": "weights; d, F, k | bucketed, 8k buckets | groupmax",
     "quality": "way | FVU, seed 0 | seed 1 | seed 2 | mean | dead",
     "shuffle": "tokens in the buffer | same-document pairs in a batch, ideal shuffle = 1 | tokens/s",
     "training": "d, F, k, B | topk (tokens/s, waiting for data) | matryoshka | plt",
-    "together": "F | one by one (tokens/s) | together (tokens/s) | together / one by one",
     "stores": (
         "collect.dtype, codec, outputs | bytes per token | of float16 | write (tokens/s) | write (MB/s)"
         " | disk alone (MB/s) | read (tokens/s) | read (MB/s) | disk alone (MB/s) | FVU"
@@ -65,16 +62,11 @@ def run(device: torch.device, args: argparse.Namespace) -> dict[str, list[str]]:
         rows["machine"] = [_machine(device)]
     if "training" in wanted:
         rows["training"] = throughput.run(device)
-    if "recall" in wanted:
-        rows["recall"] = [step.recall(step.SIZES[0], device)]
-    if {"quality", "shuffle", "together"} & set(wanted) and (task := quality.open_task(args.data, args.tokens, device)):
+    if {"quality", "shuffle"} & set(wanted) and (task := quality.open_task(args.data, args.tokens, device)):
         if "shuffle" in wanted:
             rows["shuffle"] = shuffle.run(task)
-        if "together" in wanted:
-            rows["together"] = together.run(task, min(args.rounds, 3), device)
         if "quality" in wanted:
-            rows["quality"], trained = quality.run(task, args.epochs)
-            rows["recall"] = [step.recall(step.SIZES[0], device), trained]
+            rows["quality"] = quality.run(task, args.epochs)
     if "collect" in wanted and (args.data / "model").is_dir():
         rows["collect"] = collect.run(args.data / "model", min(args.rounds, 5), device)
     if "stores" in wanted and (args.data / "model").is_dir():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from transcoders.collecting.capture import forward
+from transcoders.language.forward import forward
 from transcoders.language.model import load_bridge
 from transcoders.language.settings import HookSettings
 from transcoders.language.taps import Tap, resolve_tap

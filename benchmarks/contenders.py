@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from transcoders import kernels
 from transcoders.core.devices import multiplies_bf16
-from transcoders.dictionary.transcoder import TranscoderConfig
+from transcoders.dictionary.config import TranscoderConfig
 from transcoders.kernels import SparseLatents
 from transcoders.training.adam.step import adam_step_, projected_square_norm
 from transcoders.training.settings import VariantSettings
@@ -75,10 +75,6 @@ def batchtopk(x: Tensor, p: Problem) -> SparseLatents:
 
 def groupmax(x: Tensor, p: Problem) -> SparseLatents:
     return kernels.groupmax_encode(x, p.W_enc, p.b_enc, p.size.k)
-
-
-def bucketed(x: Tensor, p: Problem) -> SparseLatents:
-    return kernels.bucketed_encode(x, p.W_enc, p.b_enc, p.size.k, buckets=8 * p.size.k)
 
 
 def nested(x: Tensor, p: Problem) -> SparseLatents:

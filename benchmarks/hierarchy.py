@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from transcoders.activations.reader import Batch
-from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
+from transcoders.dictionary.config import TranscoderConfig
+from transcoders.dictionary.transcoder import Transcoder
 from transcoders.evaluation.latents import largest_cosines
-from transcoders.training import together
-from transcoders.training.loop import Start, Trainer
 from transcoders.training.settings import TrainSettings, VariantSettings
-from transcoders.training.start import Statistics
+from transcoders.training.start import Start, Statistics
+from transcoders.training.trainer import Job, Trainer
 
 PARENTS, CHILDREN, D = 20, 4, 48
 NESTED = {"prefixes": (0.25, 1), "prefix_k": (0.5, 1)}
@@ -96,20 +96,32 @@ def train(variant: VariantSettings, planted: World, seed: int, epochs: int = 20,
     data, d_hidden = planted.data, PARENTS * (1 + CHILDREN)
     d_hidden -= d_hidden % 4
     settings = TrainSettings(
-        d_hidden=d_hidden, k=k, epochs=epochs, batch_size=256, learning_rate=3e-3, dead_after_tokens=5000,
-        log_every=100, validate_every=10**6, checkpoint_every=10**6,
-    )  # fmt: skip
+        d_hidden=d_hidden,
+        k=k,
+        epochs=epochs,
+        batch_size=256,
+        learning_rate=3e-3,
+        dead_after_tokens=5000,
+        log_every=100,
+        validate_every=10**6,
+    )
     scales = [float(part.square().mean().sqrt()) for part in data]
-    model = Transcoder(TranscoderConfig(
-        d_in=D, d_out=D, d_hidden=d_hidden, k=k, prefixes=variant.sizes(d_hidden), prefix_k=variant.ks(k),
-        input_scale=scales[0], output_scale=scales[1],
-    ))  # fmt: skip
+    config = TranscoderConfig(
+        d_in=D,
+        d_out=D,
+        d_hidden=d_hidden,
+        k=k,
+        prefixes=variant.sizes(d_hidden),
+        prefix_k=variant.ks(k),
+        input_scale=scales[0],
+        output_scale=scales[1],
+    )
     start = Start(Statistics(data.x.mean(0), data.y.mean(0), *scales), data, seed)
     reader = _Reader(data, settings.batch_size)
     with TemporaryDirectory() as folder:
-        held_out = [Batch(data.x[:1000], data.y[:1000])]
-        together.train([Trainer(model, reader, settings, variant, start, held_out, Path(folder) / "c")])
-    return model.requires_grad_(False)
+        held_out, checkpoint = [Batch(data.x[:1000], data.y[:1000])], Path(folder) / "c"
+        job = Job(config, settings, variant, reader, start, held_out, checkpoint, torch.device("cpu"), 10**6)
+        return Trainer(job).train().model.requires_grad_(False)
 
 
 def recovery(model: Transcoder, planted: World) -> Recovery:

@@ -21,21 +21,20 @@ from transcoders.activations.settings import SplitSettings
 from transcoders.activations.split import PARTS, documents_of, split_documents
 from transcoders.activations.store import Store
 from transcoders.core.devices import matmul_precision
-from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
+from transcoders.dictionary.transcoder import Transcoder
 from transcoders.evaluation.predictors import transcoder_predictor
 from transcoders.evaluation.reconstruction import Prediction, Predictor, reconstruction
 from transcoders.evaluation.settings import EvaluateSettings
-from transcoders.training import together
-from transcoders.training.loop import Start, Trainer
+from transcoders.training.config import config_of
 from transcoders.training.schedule import learning_rate
 from transcoders.training.settings import TrainSettings, VariantSettings
-from transcoders.training.start import Statistics, measure, sample_of
+from transcoders.training.start import Start, Statistics, measure, sample_of
+from transcoders.training.trainer import Job, Trainer
 
 log = logging.getLogger(__name__)
 SEEDS = 3
 D_HIDDEN, K = 5120, 32
 SPARSIFY_RATE = 1e-3
-BUCKETS_PER_K = 8
 
 
 class Task(NamedTuple):
@@ -67,27 +66,25 @@ def task_of(store: Store, documents: dict[str, NDArray[np.bool_]], device: torch
     return Task(store, documents, measure(train), sample_of(train), device)
 
 
-def run(task: Task, epochs: int, seeds: int = SEEDS) -> tuple[list[str], str]:
-    """Rows of the table, and what the approximate selections find of a trained dictionary's top k."""
-    ways: dict[str, tuple[dict[str, Any], VariantSettings]] = {
-        "ours": ({}, VariantSettings()),
-        "ours, reference kernels": ({"backend": "reference"}, VariantSettings()),
-        "ours, bucketed selection": ({"selection": "bucketed"}, VariantSettings()),
-        "ours, groupmax": ({}, VariantSettings(encoder="groupmax")),
+def run(task: Task, epochs: int, seeds: int = SEEDS) -> list[str]:
+    """Return the rows of the table."""
+    ways = {
+        "ours": ("auto", VariantSettings()),
+        "ours, reference kernels": ("reference", VariantSettings()),
+        "ours, groupmax": ("auto", VariantSettings(encoder="groupmax")),
     }
-    rows, recalls = [], ""
-    for name, (changes, variant) in ways.items():
-        found = []
+    settings = TrainSettings(d_hidden=D_HIDDEN, k=K, epochs=epochs, precision="bf16")
+    rows = []
+    for name, (backend, variant) in ways.items():
+        errors = []
         for seed in range(seeds):
-            settings = TrainSettings(d_hidden=D_HIDDEN, k=K, epochs=epochs, precision="bf16", **changes)
-            model = train(task, settings, variant, seed)
-            found.append(error(task, transcoder_predictor(model)))
-        if name == "ours":
-            recalls = _recall(model, task)
-        rows.append(_row(name, found))
+            with kernels.using(backend):
+                model = train(task, settings, variant, seed)
+            errors.append(error(task, transcoder_predictor(model)))
+        rows.append(_row(name, errors))
     if has_sparsify():
         rows.append(_row("sparsify", [error(task, _sparsify(task, epochs, seed)) for seed in range(seeds)]))
-    return rows, recalls
+    return rows
 
 
 def _reader(task: Task, batch_size: int, seed: int) -> ShuffledReader:
@@ -98,24 +95,18 @@ def _reader(task: Task, batch_size: int, seed: int) -> ShuffledReader:
 
 
 def train(task: Task, settings: TrainSettings, variant: VariantSettings, seed: int) -> Transcoder:
+    """Train on the task and return the model."""
     with TemporaryDirectory() as folder:
-        trainer = trainer_of(task, settings, variant, seed, Path(folder) / "c")
-        together.train([trainer])
-    return trainer.model.requires_grad_(False)
+        return trainer_of(task, settings, variant, seed, Path(folder) / "c").train().model.requires_grad_(False)
 
 
 def trainer_of(task: Task, settings: TrainSettings, variant: VariantSettings, seed: int, checkpoint: Path) -> Trainer:
-    """A run on the task, as the stage `train` makes it."""
-    d, statistics = task.store.d_model, task.statistics
-    assert isinstance(settings.d_hidden, int)
-    model = Transcoder(TranscoderConfig(
-        encoder=variant.encoder, d_in=d, d_out=d, d_hidden=settings.d_hidden, k=settings.k,
-        prefixes=variant.sizes(settings.d_hidden), prefix_k=variant.ks(settings.k),
-        input_scale=statistics.x_scale, output_scale=statistics.y_scale,
-    )).to(task.device)  # fmt: skip
+    """Make a run on the task, as the stage `train` makes it."""
+    config = config_of(settings, variant, task.store.d_model, task.statistics, {})
     held_out = [Batch(b.x, b.y) for b in ordered_batches(task.store, task.documents["validation"], 2048, task.device)]
     reader = _reader(task, settings.batch_size, seed)
-    return Trainer(model, reader, settings, variant, Start(statistics, task.sample, seed), held_out, checkpoint)
+    start = Start(task.statistics, task.sample, seed)
+    return Trainer(Job(config, settings, variant, reader, start, held_out, checkpoint, task.device, 10**6))
 
 
 def _sparsify(task: Task, epochs: int, seed: int) -> Predictor:
@@ -166,17 +157,6 @@ def error(task: Task, predict: Predictor) -> tuple[float, float]:
         output_scale=task.statistics.y_scale, settings=EvaluateSettings(bootstrap=2),
     )  # fmt: skip
     return found.metrics["fvu"], found.metrics["dead_fraction"]
-
-
-def _recall(model: Transcoder, task: Task) -> str:
-    x = task.sample.x[:2048] / model.config.input_scale
-    args = (x, model.W_enc.cpu(), model.b_enc.cpu(), K)
-    exact = kernels.topk_encode(*args)
-    shares = []
-    for found in (kernels.bucketed_encode(*args, BUCKETS_PER_K * K), kernels.groupmax_encode(*args)):
-        keys = [z.rows() * D_HIDDEN + z.indices for z in (exact, found)]
-        shares.append(f"{float(torch.isin(*keys).float().mean()):.3f}")
-    return f"| trained; {model.config.d_in}, {D_HIDDEN}, {K} | " + " | ".join(shares) + " |"
 
 
 def _row(name: str, found: list[tuple[float, float]]) -> str:

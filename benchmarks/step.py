@@ -5,7 +5,6 @@ from collections import deque
 from statistics import median
 
 import torch
-from torch import Tensor
 
 from benchmarks import contenders
 from benchmarks.contenders import Problem, Size
@@ -41,23 +40,6 @@ def run(size: Size, rounds: int, device: torch.device) -> dict[str, list[str]]:
     }
 
 
-def recall(size: Size, device: torch.device) -> str:
-    """What the approximate selections keep of the exact one's entries, on random weights."""
-    p = contenders.problem(size, device)
-    with torch.no_grad():
-        exact = contenders.topk(p.x, p)
-        shares = [
-            _overlap(exact.indices, encode(p.x, p).indices, exact.rows(), size)
-            for encode in (contenders.bucketed, contenders.groupmax)
-        ]
-    return f"| random; {size.d}, {size.d_hidden}, {size.k} | " + " | ".join(f"{share:.3f}" for share in shares) + " |"
-
-
-def _overlap(exact: Tensor, found: Tensor, rows: Tensor, size: Size) -> float:
-    keys = (rows * size.d_hidden + ids for ids in (exact, found))
-    return float(torch.isin(*keys).float().mean())
-
-
 def _matmul(p: Problem) -> Step:
     """The encoder's product with its bias, as fast as we know how to have it."""
     x, W, b = p.x, p.W_enc.detach(), p.b_enc.detach()
@@ -74,7 +56,6 @@ def _options(p: Problem) -> dict[str, Step]:
         "auxk": contenders.ours(p, dead=0.05),
         "auxk_quarter": contenders.ours(p, dead=0.05, aux_share=0.25),
         "batchtopk": contenders.ours(p, encode=contenders.batchtopk),
-        "bucketed": contenders.ours(p, encode=contenders.bucketed),
         "groupmax": contenders.ours(p, encode=contenders.groupmax),
     }
 

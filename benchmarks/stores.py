@@ -20,9 +20,9 @@ from transcoders.activations.recompute import open_store
 from transcoders.activations.settings import SplitSettings
 from transcoders.activations.split import PARTS, documents_of, split_documents
 from transcoders.activations.store import Store
-from transcoders.collecting import capture
-from transcoders.collecting.capture import Activations, LayerWriter
+from transcoders.collecting.collect import DONE, ShardWriter, collect
 from transcoders.collecting.contexts import make_contexts
+from transcoders.collecting.rows import Batches, Rows
 from transcoders.collecting.settings import CollectSettings, TextSettings
 from transcoders.collecting.text import documents
 from transcoders.core.files import cache_folder
@@ -97,7 +97,8 @@ def _collect(model: Path, path: Path, device: torch.device) -> tuple[dict[str, A
         documents(TextSettings()), tokenizer, tokens=COLLECTED, context_length=settings.context_length, pool=8.0, seed=0
     )
     tap = resolve_tap(bridge, LAYER, settings.hooks)
-    capture.collect(bridge, [tap], contexts, settings, sorted(tokenizer.all_special_ids), [path], [_facts(tap, model)])
+    batches = Batches(bridge, [tap], contexts, settings.batch_size, sorted(tokenizer.all_special_ids))
+    collect(batches, settings, [path], [_facts(tap, model)])
     split = split_documents(contexts.documents, SplitSettings())
     return {part: documents_of(split, part) for part in PARTS}, tap
 
@@ -106,15 +107,15 @@ def _facts(tap: Tap, model: Path) -> dict[str, Any]:
     return {"hf_hook_out": tap.hf_hook_out, "model_hash": model_hash(model)}
 
 
-def _batches(exact: Store) -> Iterator[Activations]:
+def _batches(exact: Store) -> Iterator[Rows]:
     for start in range(0, TOKENS, store.CHUNK_ROWS):
         rows = start, start + store.CHUNK_ROWS
         labels = {name: torch.from_numpy(exact.labels(name, *rows)) for name in store.LABELS}
-        yield Activations(exact.rows("mlp_in", *rows), exact.rows("mlp_out", *rows), labels, 0)
+        yield Rows(exact.rows("mlp_in", *rows), exact.rows("mlp_out", *rows), labels)
 
 
 def _round(
-    batches: list[Activations], tap: Tap, settings: CollectSettings, path: Path, model: Path, device: torch.device
+    batches: list[Rows], tap: Tap, settings: CollectSettings, path: Path, model: Path, device: torch.device
 ) -> Round:
     facts = _facts(tap, model)
     writing = _seconds(lambda: _write(batches, tap, settings, path, facts), path)
@@ -129,16 +130,18 @@ def _round(
     return Round(writing, plain_writing, reading, _seconds(plain.read_bytes))
 
 
-def _write(batches: list[Activations], tap: Tap, settings: CollectSettings, path: Path, facts: dict[str, Any]) -> None:
-    """As `capture.collect` does, from activations in memory."""
+def _write(batches: list[Rows], tap: Tap, settings: CollectSettings, path: Path, facts: dict[str, Any]) -> None:
+    """Write as `collect` does, from activations in memory."""
     d_model = batches[0].x.shape[1]
-    writer = LayerWriter(path, tap, settings, d_model, sum(len(batch.x) for batch in batches))
+    starts = np.cumsum([0, *(len(batch.x) for batch in batches)])
+    store.create(path, d_model, settings.dtype, int(starts[-1]), {}, codec=settings.codec, outputs=settings.outputs)
+    (path / DONE).mkdir()
+    writer = ShardWriter(path, tap, starts, settings)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        pending = [writer.add(number, batch, pool) for number, batch in enumerate(batches)]
-        for written in pending:
-            if written is not None:
+        for number, batch in enumerate(batches):
+            for written in writer.add(number, batch, pool):
                 written.result()
-    writer.close({**facts, "d_model": d_model})
+    writer.finish({**facts, "d_model": d_model})
 
 
 def _fvu(path: Path, parts: dict[str, Any], judge: quality.Task, model: Path) -> float:

@@ -12,7 +12,6 @@ from transcoders.activations import store
 from transcoders.activations.store import Store
 from transcoders.core.files import cache_folder
 from transcoders.training.settings import TrainSettings, VariantSettings
-from transcoders.training.together import train
 
 NESTED = {"prefixes": (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)}
 VARIANTS = {
@@ -41,12 +40,10 @@ def run(device: torch.device) -> list[str]:
 
 def _measured(task: Task, size: Size, variant: VariantSettings) -> str:
     """The second of two runs: in the first, programs are compiled and the store comes into the cache."""
-    settings = TrainSettings(
-        d_hidden=size.d_hidden, k=size.k, batch_size=size.batch, epochs=2, validate_every=10**6, checkpoint_every=10**6
-    )  # fmt: skip
+    settings = TrainSettings(d_hidden=size.d_hidden, k=size.k, batch_size=size.batch, epochs=2, validate_every=10**6)
     for _ in range(2):
         with TemporaryDirectory() as folder:
-            [result] = train([trainer_of(task, settings, variant, 0, Path(folder) / "checkpoint")])
+            result = trainer_of(task, settings, variant, 0, Path(folder) / "checkpoint").train()
     tokens = result.history[-1]["tokens"]
     return f"{tokens / result.seconds:,.0f}, {result.seconds_waited / result.seconds:.0%}"
 

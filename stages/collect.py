@@ -1,161 +1,121 @@
 """Stage `collect`: the model's MLP inputs and outputs on text, one zarr store a layer."""
 
-import argparse
 import logging
-import os
-import shutil
 import time
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from filelock import FileLock
+from pydantic import Field
 
-from stages.entry import entry
-from stages.params import Params, load_params
+from stages.common.code import code_of
+from stages.common.entry import entry, no_arguments
+from stages.common.params import StageParams
+from stages.common.paths import ACTIVATIONS, COLLECTED, CONTEXTS, DOCUMENTS, MODEL
 from transcoders.activations.recompute import load_mlp
-from transcoders.activations.store import Store, notes_folder, point
-from transcoders.collecting.capture import collect, layer_fingerprint, publish
+from transcoders.activations.store import Store, notes_folder
+from transcoders.collecting.collect import collect
 from transcoders.collecting.contexts import PAD, Contexts, make_contexts
+from transcoders.collecting.publish import forget_unused, layer_fingerprint, publish_all, store_place
+from transcoders.collecting.rows import Batches
 from transcoders.collecting.settings import CollectSettings
-from transcoders.collecting.shards import collect_shards
 from transcoders.collecting.text import documents
 from transcoders.core.files import cache_folder, replacing, write_json
-from transcoders.core.places import Place, place
+from transcoders.core.inputs import checked_input
+from transcoders.core.places import Place
 from transcoders.core.provenance import model_hash
 from transcoders.core.tables import write_parquet
 from transcoders.distributed.launch import launched
 from transcoders.distributed.ranks import Ranks, joined, local_device
+from transcoders.distributed.settings import DistributedSettings
 from transcoders.language.model import load_bridge, load_tokenizer
-from transcoders.language.taps import input_gain, resolve_tap
+from transcoders.language.taps import attributes_of, resolve_tap
 
-MODEL = Path("data/model")
-ACTIVATIONS = Path("data/activations")
-KEPT_SECONDS = 24 * 3600
 log = logging.getLogger(__name__)
 
 
-def run() -> None:
-    """data/model and text -> data/activations, data/documents.parquet, data/contexts.parquet."""
-    with joined(torch.device("cpu")) as ranks:
-        _run(load_params(), ranks)
+class Params(StageParams):
+    """What decides this stage; the last decides how it runs, and no result."""
+
+    collect: CollectSettings
+    device: str
+    model_name: str = Field(alias="model.name")
+    distributed: DistributedSettings = DistributedSettings()
 
 
-def _run(params: Params, ranks: Ranks) -> None:
-    settings = params.collect
-    tokenizer = load_tokenizer(MODEL)
-    contexts = ranks.decided(
-        lambda: make_contexts(
-            documents(settings.text),
-            tokenizer,
-            tokens=settings.tokens,
-            context_length=settings.context_length,
-            pool=settings.pool,
-            seed=settings.seed,
-        )
-    )
-    weights = ranks.decided(lambda: model_hash(MODEL))
-    work = {
-        layer: cache_folder("collect") / layer_fingerprint(settings, layer, contexts, weights)
-        for layer in sorted(set(settings.layers))
-    }
-    cache_folder("collect").mkdir(parents=True, exist_ok=True)
-    stores = {layer: _place(settings, layer, folder) for layer, folder in work.items()}
-    with FileLock(cache_folder("collect") / "lock") if ranks.first else nullcontext():
-        missing = ranks.decided(lambda: [layer for layer in work if not Store.is_complete(stores[layer])])
-        if missing:
-            _collect(params, contexts, {n: stores[n] for n in missing}, tokenizer, weights, ranks)
-        if ranks.first:
-            _publish(stores, work, at_url=settings.url is not None)
-    if ranks.first:
-        _write_tables(settings, contexts)
-
-
-def _place(settings: CollectSettings, layer: int, work: Path) -> Place:
-    """A store's own; at a URL its name has all that it depends on, so that no other store is ever overwritten."""
-    return place(f"{settings.url}/layer_{layer}-{work.name}.zarr" if settings.url else work / "store.zarr")
-
-
-def _publish(stores: dict[int, Place], work: dict[int, Path], *, at_url: bool) -> None:
-    with replacing(ACTIVATIONS) as temporary:
-        for layer, where in stores.items():
-            target = temporary / f"layer_{layer}.zarr"
-            if at_url:
-                point(target, where)
-            else:
-                publish(work[layer] / "store.zarr", target)
-                os.utime(work[layer])
-    _forget_old(set(work.values()))
-
-
-def _collect(
-    params: Params, contexts: Contexts, stores: dict[int, Place], tokenizer: Any, weights: str, ranks: Ranks
-) -> None:
+def collect_missing(params: Params, contexts: Contexts, stores: dict[int, Place], tokenizer: Any, ranks: Ranks) -> None:
+    """Run the model and write the stores of the layers that lack one."""
     settings = params.collect
     bridge = load_bridge(MODEL, local_device(params.device))
     taps = [resolve_tap(bridge, layer, settings.hooks) for layer in stores]
-    if settings.outputs == "recomputed":
-        load_mlp(MODEL, taps[0].hf_hook_out, torch.device("cpu"))  # so that what cannot be had is told now
-    attributes = [
-        {
-            "layer": tap.layer,
-            "model": params.model.name,
-            "model_hash": weights,
-            "hook_in": tap.hook_in,
-            "hook_out": tap.hook_out,
-            "hf_hook_in": tap.hf_hook_in,
-            "hf_hook_out": tap.hf_hook_out,
-            "gain_applied": True,
-            "input_gain": input_gain(bridge, tap.layer),
-            "text": settings.text.model_dump(),
-            "context_length": settings.context_length,
-        }
-        for tap in taps
-    ]
+    if settings.outputs == "recomputed":  # what cannot be had is refused now
+        load_mlp(MODEL, taps[0].hf_hook_out, torch.device("cpu"))
+    common = {
+        "model": params.model_name,
+        "model_hash": model_hash(MODEL),
+        "text": settings.text.model_dump(),
+        "context_length": settings.context_length,
+    }
+    attributes = [{**attributes_of(bridge, tap), **common} for tap in taps]
     for path in stores.values():
         notes_folder(path).parent.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    everything = (bridge, taps, contexts, settings, sorted(tokenizer.all_special_ids))
-    paths = list(stores.values())
-    if ranks.world.size == 1:
-        collect(*everything, paths, attributes)
-    else:
-        collect_shards(*everything, paths, attributes, ranks)
-    seconds = time.perf_counter() - start
+    began = time.perf_counter()
+    batches = Batches(bridge, taps, contexts, settings.batch_size, sorted(tokenizer.all_special_ids))
+    collect(batches, settings, list(stores.values()), attributes, ranks)
+    seconds = time.perf_counter() - began
     log.info("collected layers %s: %.0f tokens/s", list(stores), settings.tokens / seconds)
 
 
-def _forget_old(used: set[Path]) -> None:
-    """Finished and abandoned work is kept a day, so that going back to it costs nothing."""
-    for folder in cache_folder("collect").iterdir():
-        old = time.time() - folder.stat().st_mtime > KEPT_SECONDS
-        if folder.is_dir() and folder not in used and old:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write_tables(settings: CollectSettings, contexts: Contexts) -> None:
-    write_parquet(contexts.documents, Path("data/documents.parquet"))
+def write_tables(settings: CollectSettings, contexts: Contexts) -> None:
+    """Write the documents, the contexts, and figures on what was collected."""
+    write_parquet(contexts.documents, DOCUMENTS)
     rows = [row[row != PAD].tolist() for row in contexts.tokens]
-    write_parquet(pd.DataFrame({"document": contexts.document, "tokens": rows}), Path("data/contexts.parquet"))
-    metrics: dict[str, Any] = {
-        "tokens": settings.tokens,
-        "contexts": len(contexts.tokens),
-        "documents": int((contexts.documents["tokens"] > 0).sum()),
-    }
-    for layer in sorted(set(settings.layers)):
-        store = Store(ACTIVATIONS / f"layer_{layer}.zarr")
-        metrics[f"layer_{layer}"] = {
-            "stored_tokens": store.tokens,
-            "special_left_out": settings.tokens - store.tokens - store.attributes["left_out"],
-            "norm_outliers_left_out": store.attributes["left_out"],
-            "x_rms": (store.attributes["mlp_in_mean_square"] / store.d_model) ** 0.5,
-            "y_rms": (store.attributes["mlp_out_mean_square"] / store.d_model) ** 0.5,
-        }
-    write_json(Path("metrics/collect.json"), metrics)
+    write_parquet(pd.DataFrame({"document": contexts.document, "tokens": rows}), CONTEXTS)
+    stores = {layer: Store(ACTIVATIONS / f"layer_{layer}.zarr") for layer in sorted(set(settings.layers))}
+    figures = {"tokens": settings.tokens, "contexts": len(contexts.tokens), "documents": contexts.used_documents()}
+    write_json(COLLECTED, figures | {f"layer_{n}": store.figures(settings.tokens) for n, store in stores.items()})
+
+
+def work(params: Params, ranks: Ranks) -> None:
+    """Read data/model and text; write data/activations, documents, contexts and data/collect.json."""
+    settings, tokenizer = params.collect, load_tokenizer(MODEL)
+    if settings.text.source == "file" and settings.text.path is not None:
+        checked_input("collect.text.path", settings.text.path, "text")
+    sizes = settings.model_dump(include={"tokens", "context_length", "pool", "seed"})
+    contexts = ranks.decided(lambda: make_contexts(documents(settings.text), tokenizer, **sizes))
+    code = code_of("collect")
+    keys = ranks.decided(
+        lambda: {n: layer_fingerprint(settings, n, contexts, MODEL, code) for n in sorted(set(settings.layers))}
+    )
+    cache = cache_folder("collect")
+    cache.mkdir(parents=True, exist_ok=True)
+    folders = {layer: cache / key for layer, key in keys.items()}
+    stores = {layer: store_place(settings.url, layer, folder) for layer, folder in folders.items()}
+    with FileLock(cache / "lock") if ranks.first else nullcontext():
+        missing = ranks.decided(lambda: [layer for layer in stores if not Store.is_complete(stores[layer])])
+        if missing:
+            collect_missing(params, contexts, {n: stores[n] for n in missing}, tokenizer, ranks)
+        if ranks.first:
+            with replacing(ACTIVATIONS) as out:
+                publish_all(stores, out)
+            forget_unused(cache, folders.values())
+    if ranks.first:
+        write_tables(settings, contexts)
+
+
+def main() -> None:
+    """Work on this process, or on as many as ``distributed`` says."""
+    params = Params.read()
+
+    def join() -> None:
+        with joined(torch.device("cpu")) as ranks:
+            work(params, ranks)
+
+    launched(params.distributed, join)
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    entry(lambda: launched(load_params().distributed, run))
+    no_arguments(__doc__)
+    entry(main)

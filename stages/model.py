@@ -1,20 +1,27 @@
 """Stage `model`: the base model as a Hugging Face folder in data/model."""
 
-import argparse
-from pathlib import Path
-
-from stages.entry import entry
-from stages.params import load_params
+from stages.common.entry import entry, no_arguments
+from stages.common.params import StageParams
+from stages.common.paths import MODEL
+from transcoders.core.inputs import checked_input, is_local
 from transcoders.language.model import fetch_model
+from transcoders.language.settings import ModelSettings
 
-MODEL = Path("data/model")
+
+class Params(StageParams):
+    """What decides this stage."""
+
+    model: ModelSettings
 
 
-def run() -> None:
+def work() -> None:
     """Fetch and, if it comes as GGUF, convert the model that params.yaml names."""
-    fetch_model(load_params().model, MODEL)
+    settings = Params.read().model
+    if is_local(settings.name):
+        checked_input("model.name", settings.name, "model")
+    fetch_model(settings, MODEL)
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    entry(run)
+    no_arguments(__doc__)
+    entry(work)

@@ -1,21 +1,25 @@
 """Stage `split`: which documents train, validate and test."""
 
-import argparse
-from pathlib import Path
-
-from stages.entry import entry
-from stages.params import load_params
+from stages.common.entry import entry, no_arguments
+from stages.common.params import StageParams
+from stages.common.paths import DOCUMENTS, SPLIT
+from transcoders.activations.settings import SplitSettings
 from transcoders.activations.split import split_documents
 from transcoders.core.tables import read_parquet, write_parquet
 
 
-def run() -> None:
-    """data/documents.parquet -> data/split.parquet."""
-    settings = load_params().split
-    documents = read_parquet(Path("data/documents.parquet"), "collect", ["title", "tokens"])
-    write_parquet(split_documents(documents, settings), Path("data/split.parquet"))
+class Params(StageParams):
+    """What decides this stage."""
+
+    split: SplitSettings
+
+
+def work() -> None:
+    """Divide data/documents.parquet into data/split.parquet."""
+    documents = read_parquet(DOCUMENTS, "collect", ["title", "tokens"])
+    write_parquet(split_documents(documents, Params.read().split), SPLIT)
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    entry(run)
+    no_arguments(__doc__)
+    entry(work)

@@ -9,7 +9,8 @@ from transformers import (
 )
 
 from transcoders.circuits.settings import CircuitSettings
-from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
+from transcoders.dictionary.config import TranscoderConfig
+from transcoders.dictionary.transcoder import Transcoder
 
 D_MODEL, LAYERS, VOCABULARY = 16, 4, 50
 SETTINGS = CircuitSettings(batch_size=7)

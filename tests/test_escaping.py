@@ -15,10 +15,11 @@ from test_plots_page import DVC, repository, run
 from transcoders.circuits.attribution import attribute
 from transcoders.circuits.frozen import freeze
 from transcoders.circuits.graph import prune
-from transcoders.circuits.layout import take_apart
-from transcoders.circuits.picture import index_page, page
+from transcoders.circuits.pages import graph_page, index_page
+from transcoders.circuits.parts import take_apart
 from transcoders.features.page import write_page
 from transcoders.figures import runs as figures
+from transcoders.figures.style import colours_of, save
 
 __all__ = ["repository"]
 RUN = "window.taken=1"
@@ -66,25 +67,18 @@ def test_the_feature_browser(tab: Page, tmp_path: Path) -> None:
         assert tab.evaluate("window.taken") is None
 
 
-class Tokens:
-    """Decodes every token to markup."""
-
-    def decode(self, ids: list[int]) -> str:
-        return NASTY[ids[0] % len(NASTY)]
-
-
 def test_the_circuits_pages(tab: Page, tmp_path: Path) -> None:
     frozen = freeze(take_apart(tiny_gemma()), random_transcoders(), TOKENS)
     graph = attribute(frozen, difference_of(frozen), SETTINGS)
     output = graph.outputs[0]._replace(label=ALL)
     graph = graph._replace(outputs=[output, *graph.outputs[1:]])
     labels = {(layer, latent): ALL for layer in range(4) for latent in range(40)}
-    html = page(graph, prune(graph, 0.8, 0.98), Tokens(), title=ALL, facts={ALL: ALL}, labels=labels)
+    words = [NASTY[token % len(NASTY)] for token in TOKENS.tolist()]
+    html = graph_page(graph, prune(graph, 0.8, 0.98), words, title=ALL, facts={ALL: ALL}, labels=labels)
     (tmp_path / "a.html").write_text(html)
     tab.goto((tmp_path / "a.html").as_uri())
     tab.locator("g.node.latent").first.click()
-    tokens = {Tokens().decode([token]) for token in TOKENS.tolist()}
-    assert all(nasty.replace(" ", "␣") in shown(tab) or nasty in shown(tab) for nasty in tokens)
+    assert all(word.replace(" ", "␣") in shown(tab) or word in shown(tab) for word in words)
     assert shown(tab).count(ALL) > 10
     assert tab.title() == " ".join(ALL.replace("\u2028", " ").replace("\u2029", " ").split()) or RUN in tab.title()
     rows = [{"variant": nasty, "prompt": nasty, "task": nasty} for nasty in NASTY]
@@ -101,9 +95,9 @@ def test_the_figures(tab: Page, tmp_path: Path) -> None:
         "name": names, "kind": ["official"] * len(NASTY) + ["trained"], "variant": names, "layer": 9,
         "l0": [30.0 + i for i in range(len(names))], "fvu": 0.3, "loss_recovered": 0.9,
     })  # fmt: skip
-    colours = figures.colours_of(["topk-9-0"])
+    colours = colours_of(["topk-9-0"])
     for name, draw in (("comparison", figures.comparison), ("frontier", figures.frontier)):
-        figures.save(draw(table, colours), tmp_path / name)
+        save(draw(table, colours), tmp_path / name)
         tab.goto((tmp_path / f"{name}.svg").as_uri())
         assert tab.locator("script").count() == 0
         assert tab.evaluate("window.taken") is None

@@ -1,7 +1,7 @@
 """Sparse transcoders: dictionaries that replace a language model's MLP.
 
-``from transcoders import Transcoder`` is loaded on first use, so that importing one part of the
-library (say, activation capture) neither costs nor depends on the others.
+``transcoders.load``, ``transcoders.Transcoder`` and ``transcoders.UserError`` are loaded on first use, so that
+importing one part of the library neither costs nor depends on the others.
 """
 
 from importlib import import_module
@@ -10,6 +10,7 @@ from typing import Any
 _PUBLIC = {
     "Transcoder": "transcoders.dictionary.transcoder",
     "UserError": "transcoders.core.errors",
+    "load": "transcoders.formats.read",
 }
 __all__ = list(_PUBLIC)
 

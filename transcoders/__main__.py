@@ -8,9 +8,9 @@ from pathlib import Path
 from transcoders.core.errors import UserError, line_on_files
 from transcoders.core.files import read_json
 from transcoders.core.places import name_of, place, redacted, sizes
-from transcoders.dictionary.transcoder import Transcoder
 from transcoders.formats.export import README, TARGETS, Trained, export, samples_of
 from transcoders.formats.hub import upload
+from transcoders.formats.read import load
 
 log = logging.getLogger("mtxplt")
 
@@ -23,8 +23,7 @@ def main() -> None:
     command.add_argument("--to", required=True, choices=TARGETS)
     command.add_argument("--out", type=place, help="folder or URL to write (default: export/<target>/<run>)")
     command.add_argument("--repo", help="with --to hub: [user/]name of the repository (default: the run's name)")
-    command.add_argument("--data", type=Path, default=Path("data"), help="holds activations/ and split.parquet")
-    command.add_argument("--metrics", type=Path, default=Path("metrics"), help="holds evaluate/<run>.json")
+    command.add_argument("--data", type=Path, default=Path("data"), help="holds activations/, split.parquet, evaluate/")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "aiobotocore", "botocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -52,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--out {said}: holds something that is no export; name a new folder")
     runs = []
     for folder, name in zip(folders, names, strict=True):
-        model, file = Transcoder.load(folder), arguments.metrics / "evaluate" / f"{name}.json"
+        model, file = load(folder), arguments.data / "evaluate" / name / "metrics.json"
         metrics = read_json(file, f"run `dvc repro evaluate@{name}`") if file.is_file() else None
         runs.append(Trained(name, model, samples_of(arguments.data, model), metrics))
     export(runs, arguments.to, out)

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from transcoders.absorption import measure as module
-from transcoders.absorption.measure import Dictionary, absorption, dictionary_of, skip_alone
+from transcoders.absorption.dictionary import Dictionary, dictionary_of
+from transcoders.absorption.measure import absorption, readable_letters, skip_alone
 from transcoders.absorption.redundancy import near_parallel_pairs, redundancy
 from transcoders.absorption.settings import AbsorptionSettings
+from transcoders.absorption.shares import Along, carried
+from transcoders.absorption.suite import NO_LETTERS, FirstLetterTask, compared
 from transcoders.absorption.words import (
+    Probes,
     Task,
     fit_probes,
     load_task,
@@ -20,7 +23,9 @@ from transcoders.absorption.words import (
     spelling_prompts,
 )
 from transcoders.core.errors import UserError
-from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
+from transcoders.dictionary.config import TranscoderConfig
+from transcoders.dictionary.transcoder import Transcoder
+from transcoders.evaluation.reconstruction import Prediction
 from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.kernels.latents import from_fixed_k
 from transcoders.language.model import load_bridge, load_tokenizer
@@ -170,8 +175,8 @@ def test_the_shares_are_those_of_the_published_formulas(seed):
     cosines, lengths = rng.uniform(-0.5, 0.8, 25), rng.uniform(0.5, 2, 25)
     main = np.array([3, 8])
     total = (values * cosines * lengths).sum(1) + rng.normal(size=300)
-    along = module._Along(cosines * lengths, cosines, total, np.zeros(300))
-    found = module._carried(values, main, along, SETTINGS)
+    along = Along(cosines * lengths, cosines, total, np.zeros(300))
+    found = carried(values, main, along, SETTINGS)
     expected = np.array(reference(values, main, cosines, lengths, total, SETTINGS))
     assert found.absorption == pytest.approx(expected[:, 0])
     assert found.full.tolist() == expected[:, 1].astype(bool).tolist()
@@ -208,8 +213,13 @@ def test_letters_with_weak_probes_are_left_out_and_named(world):
     assert found.letters[~found.letters["kept"]]["letter"].tolist() == ["a", "b"]
     assert found.metrics["letters"] == 3
     with pytest.raises(UserError, match=r"absorption\.least_probe_f1: 1\.0 leaves out every letter; the best probe"):
-        absorption(clean(world), task._replace(), fit_probes(world.task)._replace(f1=torch.full((5,), 0.7)),
-                   AbsorptionSettings(least_probe_f1=1.0), SAMPLING)  # fmt: skip
+        absorption(
+            clean(world),
+            task._replace(),
+            fit_probes(world.task)._replace(f1=torch.full((5,), 0.7)),
+            AbsorptionSettings(least_probe_f1=1.0),
+            SAMPLING,
+        )
 
 
 def test_a_dictionary_of_dead_latents_is_an_error(world):
@@ -285,3 +295,28 @@ def test_near_parallel_rows_that_fire_together_are_redundant():
     assert found["near_parallel_fraction"] == 0.5
     assert found["near_parallel_pairs"] == 2
     assert "cofiring" not in redundancy(alike, [SimpleNamespace(x=x)], 0.99999)
+
+
+def test_a_probe_that_is_never_right_is_no_letter_to_absorb():
+    """Nothing can be averaged over no words, also where ``least_probe_f1`` is 0."""
+    directions, right = torch.eye(2), torch.zeros(2, 3, dtype=torch.bool)
+    probes = Probes(["a", "b"], directions, right, torch.tensor([0.0, 0.5]))
+    assert readable_letters(probes, AbsorptionSettings(least_probe_f1=0.0)) == [1]
+
+
+def test_a_layer_whose_y_tells_no_letter_is_not_measured_and_that_is_no_error(world, caplog):
+    unreadable = world.probes._replace(f1=torch.zeros(len(LETTERS)))
+    task = FirstLetterTask(world.task, unreadable, SETTINGS, SAMPLING)
+    model = Transcoder(TranscoderConfig(d_in=3, d_out=world.task.y.shape[1], d_hidden=8, k=2))
+    assert task.of_transcoder(model) is None
+    assert task.of_affine(lambda x, y: Prediction(world.task.y, None)) == NO_LETTERS
+    assert caplog.text.count("not measured: absorption.least_probe_f1") == 2
+    assert task.letters_left_out == "abcdefghijklmnopqrstuvwxyz"
+
+
+def test_a_task_is_put_to_a_map_and_says_which_letters_it_leaves_out(world):
+    task = FirstLetterTask(world.task, world.probes, SETTINGS, SAMPLING)
+    metrics = task.of_affine(lambda x, y: Prediction(world.task.y, None))
+    assert metrics == skip_alone(lambda x: world.task.y, world.task, world.probes, SETTINGS, SAMPLING)
+    assert compared(metrics) == {"mean_absorption": 0.0, "full_absorption": 0.0}
+    assert task.letters_left_out == "defghijklmnopqruvwxyz"

@@ -10,33 +10,33 @@ from transformers.models.gemma3 import modeling_gemma3
 from transcoders.circuits.attribution import Targets, attribute
 from transcoders.circuits.frozen import freeze
 from transcoders.circuits.graph import Output
-from transcoders.circuits.layout import replaced, take_apart
+from transcoders.circuits.parts import replaced, take_apart
 from transcoders.core.errors import UserError
 
 TOKENS = torch.tensor([2, 7, 31, 7, 12, 44])
 
 
 def difference_of(frozen, first=3, second=9):
-    U = frozen.layout.unembedding
+    U = frozen.parts.unembedding
     return Targets([Output("a − b", first, 1.0, 0.1)], (U[first] - U[second])[None])
 
 
 @pytest.mark.parametrize("make", [tiny_gemma, tiny_llama])
 @pytest.mark.parametrize("config", [{}, {"skip": True}, {"encoder": "jumprelu"}])
 def test_effects_sum_to_every_pre_activation_and_to_the_logit_difference(make, config):
-    layout = take_apart(make())
-    frozen = freeze(layout, random_transcoders(**config), TOKENS)
+    parts = take_apart(make())
+    frozen = freeze(parts, random_transcoders(**config), TOKENS)
     graph = attribute(frozen, difference_of(frozen), SETTINGS)
     assert len(graph.rows) == len(graph.layer) > 20
     torch.testing.assert_close(graph.effects.sum(1) + graph.constant, graph.target, rtol=1e-9, atol=1e-9)
     assert float(graph.sum_errors().max()) < 1e-9
-    logits = layout.model(TOKENS[None]).logits[0, -1]
+    logits = parts.model(TOKENS[None]).logits[0, -1]
     assert float(graph.target[0]) == pytest.approx(float(logits[3] - logits[9]), rel=1e-5)
 
 
 def test_layers_without_a_transcoder_are_errors():
-    layout = take_apart(tiny_gemma())
-    frozen = freeze(layout, random_transcoders([1, 3]), TOKENS)
+    parts = take_apart(tiny_gemma())
+    frozen = freeze(parts, random_transcoders([1, 3]), TOKENS)
     graph = attribute(frozen, difference_of(frozen), SETTINGS)
     assert set(graph.layer.tolist()) == {1, 3}
     assert float(graph.sum_errors().max()) < 1e-9
@@ -45,7 +45,7 @@ def test_layers_without_a_transcoder_are_errors():
 def test_nothing_acts_on_what_comes_before_it():
     frozen = freeze(take_apart(tiny_gemma()), random_transcoders(), TOKENS)
     graph = attribute(frozen, difference_of(frozen), SETTINGS)
-    own = graph.effects[graph.own, : len(graph.layer)]
+    own = graph.effects[graph.latent_rows, : len(graph.layer)]
     later = graph.layer >= graph.layer[graph.rows][:, None]
     right = graph.position > graph.position[graph.rows][:, None]
     assert float(own[later | right].abs().max()) == 0
@@ -71,8 +71,8 @@ def frozen_norms_and_attention(monkeypatch):
 def test_effects_are_gradients_of_the_linearised_model(skip, frozen_norms_and_attention):
     """Through the library's own forward pass and autograd, not through anything of ours."""
     model, transcoders = tiny_gemma(), random_transcoders(skip=skip)
-    layout = take_apart(model)
-    frozen = freeze(layout, transcoders, TOKENS)
+    parts = take_apart(model)
+    frozen = freeze(parts, transcoders, TOKENS)
     graph = attribute(frozen, difference_of(frozen), SETTINGS)
     model.set_attn_implementation("frozen")
     T = len(TOKENS)
@@ -92,11 +92,11 @@ def test_effects_are_gradients_of_the_linearised_model(skip, frozen_norms_and_at
 
         return replace
 
-    with replaced(layout, {layer: replacement(layer) for layer in range(LAYERS)}):
+    with replaced(parts, {layer: replacement(layer) for layer in range(LAYERS)}):
         # At BOS `replaced` keeps the model's own MLP; here all of it is an error node.
         own_mlp = {layer: frozen.steps[layer].y[0] for layer in range(LAYERS)}
         handles = [
-            layout.layers[n].mlp_out.register_forward_hook(
+            parts.layers[n].mlp_out.register_forward_hook(
                 lambda m, a, y, n=n: torch.cat([errors[n][:1][None] + 0 * own_mlp[n], y[:, 1:]], 1)
             )
             for n in range(LAYERS)
@@ -109,8 +109,8 @@ def test_effects_are_gradients_of_the_linearised_model(skip, frozen_norms_and_at
     def effects_on(target):
         grads = torch.autograd.grad(target, sources, retain_graph=True, allow_unused=True)
         grads = [torch.zeros_like(s) if g is None else g for g, s in zip(grads, sources, strict=True)]
-        parts = [g * s for g, s in zip(grads, sources, strict=True)]
-        return torch.cat([*parts[:LAYERS], *(p.sum(1) for p in parts[LAYERS:])]).detach()
+        effects = [g * s for g, s in zip(grads, sources, strict=True)]
+        return torch.cat([*effects[:LAYERS], *(e.sum(1) for e in effects[LAYERS:])]).detach()
 
     assert graph.effects.shape[1] == sum(map(len, latents)) + (LAYERS + 1) * T
     torch.testing.assert_close(graph.effects[0], effects_on(logits[3] - logits[9]), rtol=1e-9, atol=1e-11)
@@ -127,7 +127,7 @@ def test_the_most_influential_latents_are_traced_first():
     part = attribute(frozen, difference_of(frozen), SETTINGS.model_copy(update={"max_latents": 20}))
     assert len(part.rows) == 20
     same = torch.nonzero(whole.rows[None] == part.rows[:, None])[:, 1]
-    torch.testing.assert_close(part.effects[part.own], whole.effects[whole.own][same])
+    torch.testing.assert_close(part.effects[part.latent_rows], whole.effects[whole.latent_rows][same])
     from transcoders.circuits.graph import influence
 
     best = influence(whole)[: len(whole.layer)].topk(10).indices
@@ -135,11 +135,11 @@ def test_the_most_influential_latents_are_traced_first():
 
 
 def test_a_transcoder_of_another_model_or_layer_is_refused():
-    layout = take_apart(tiny_gemma())
+    parts = take_apart(tiny_gemma())
     with pytest.raises(UserError, match="maps 8 to 8 dimensions, the model has 16"):
-        freeze(layout, random_transcoders([0], d_model=8), TOKENS)
+        freeze(parts, random_transcoders([0], d_model=8), TOKENS)
     with pytest.raises(UserError, match="for layer 4; this model has layers 0 to 3"):
-        freeze(layout, random_transcoders([4]), TOKENS)
+        freeze(parts, random_transcoders([4]), TOKENS)
 
 
 def test_a_model_of_unknown_layout_is_refused():
@@ -151,7 +151,7 @@ def test_a_model_of_unknown_layout_is_refused():
 
 def test_a_model_that_does_more_is_refused():
     model = tiny_gemma()
-    layout = take_apart(model)
+    parts = take_apart(model)
     model.model.layers[1].register_forward_hook(lambda module, arguments, out: out + 1)
     with pytest.raises(UserError, match="gives other logits"):
-        freeze(layout, random_transcoders(), TOKENS)
+        freeze(parts, random_transcoders(), TOKENS)

@@ -8,9 +8,10 @@ from test_attribution import TOKENS, difference_of
 from transcoders.circuits.attribution import Targets, attribute, difference, top_logits
 from transcoders.circuits.frozen import freeze
 from transcoders.circuits.graph import Output, influence, prune, scores
-from transcoders.circuits.layout import load_layout, take_apart
+from transcoders.circuits.parts import load_parts, take_apart
 from transcoders.core.errors import UserError
-from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
+from transcoders.dictionary.config import TranscoderConfig
+from transcoders.dictionary.transcoder import Transcoder
 from transcoders.language.model import load_tokenizer
 
 
@@ -24,7 +25,7 @@ def test_influence_is_the_geometric_series(graph):
     columns = graph.effects.shape[1]
     A = torch.zeros(columns + 1, columns + 1, dtype=torch.float64)  # the output is the last node
     A[-1, :-1] = graph.effects[0]
-    A[graph.rows, :-1] = graph.effects[graph.own]
+    A[graph.rows, :-1] = graph.effects[graph.latent_rows]
     A = A.abs() / A.abs().sum(1, keepdim=True).clamp(min=1e-20)
     series = torch.linalg.inv(torch.eye(columns + 1, dtype=torch.float64) - A)
     torch.testing.assert_close(influence(graph), series[-1, :-1])
@@ -46,7 +47,7 @@ def test_what_is_kept_is_connected(graph):
     ends[graph.embeddings] = True
     assert not (edges & ~nodes).any()
     assert (edges.any(0) | ends)[nodes].all(), "every kept node acts on something"
-    own = edges[graph.own]
+    own = edges[graph.latent_rows]
     assert own[nodes[graph.rows]].any(1).all(), "every kept latent has a cause"
     assert not own[~nodes[graph.rows]].any()
 
@@ -116,9 +117,9 @@ class Planted(torch.nn.Module):
 
 
 def test_a_planted_two_layer_circuit_is_recovered(planted):
-    layout, transcoders = planted
-    frozen = freeze(layout, transcoders, torch.tensor([2, 31, SECOND, 44, FIRST]))
-    U = layout.unembedding
+    parts, transcoders = planted
+    frozen = freeze(parts, transcoders, torch.tensor([2, 31, SECOND, 44, FIRST]))
+    U = parts.unembedding
     targets = Targets([Output("answer", ANSWER, 1.0, 0.5)], (U[ANSWER] - U[FOIL])[None])
     graph = attribute(frozen, targets, SETTINGS)
     here = set(zip(graph.layer.tolist(), graph.position.tolist(), graph.latent.tolist(), strict=True))
@@ -146,20 +147,20 @@ def test_a_planted_two_layer_circuit_is_recovered(planted):
 
 @pytest.fixture(scope="module")
 def real(gemma):
-    layout, tokenizer = load_layout(gemma, torch.device("cpu")), load_tokenizer(gemma)
+    parts, tokenizer = load_parts(gemma, torch.device("cpu")), load_tokenizer(gemma)
     transcoders = random_transcoders(range(18), d_model=640, d_hidden=256, k=6)
-    return layout, tokenizer, transcoders
+    return parts, tokenizer, transcoders
 
 
 def test_on_the_real_model_effects_sum_to_the_logit_difference(real):
-    layout, tokenizer, transcoders = real
+    parts, tokenizer, transcoders = real
     tokens = torch.tensor(tokenizer("The Eiffel Tower is located in the city of")["input_ids"])
-    frozen = freeze(layout, transcoders, tokens)
+    frozen = freeze(parts, transcoders, tokens)
     targets = difference(frozen, tokenizer, " Paris", " London")
     found = attribute(frozen, targets, SETTINGS.model_copy(update={"max_latents": 200}))
     assert len(found.rows) == 200
     total = float(found.effects[0].sum() + found.constant[0])
-    logits = layout.model(tokens[None]).logits[0, -1]
+    logits = parts.model(tokens[None]).logits[0, -1]
     expected = float(
         logits[tokenizer.convert_tokens_to_ids("▁Paris")] - logits[tokenizer.convert_tokens_to_ids("▁London")]
     )
@@ -168,8 +169,8 @@ def test_on_the_real_model_effects_sum_to_the_logit_difference(real):
 
 
 def test_on_the_real_model_the_top_logits_are_traced(real):
-    layout, tokenizer, transcoders = real
-    frozen = freeze(layout, transcoders, torch.tensor(tokenizer("one, two, three, four, five,")["input_ids"]))
+    parts, tokenizer, transcoders = real
+    frozen = freeze(parts, transcoders, torch.tensor(tokenizer("one, two, three, four, five,")["input_ids"]))
     targets = top_logits(frozen, tokenizer, most=3)
     assert targets.outputs[0].label == " six"
     found = attribute(frozen, targets, SETTINGS.model_copy(update={"max_latents": 30}))
@@ -177,7 +178,7 @@ def test_on_the_real_model_the_top_logits_are_traced(real):
 
 
 def test_an_answer_that_begins_like_its_foil_is_refused(real):
-    layout, tokenizer, transcoders = real
-    frozen = freeze(layout, transcoders, torch.tensor([2, 9079]))
+    parts, tokenizer, transcoders = real
+    frozen = freeze(parts, transcoders, torch.tensor([2, 9079]))
     with pytest.raises(UserError, match="begin with the same token"):
         difference(frozen, tokenizer, " Paris", " Paris is")

@@ -12,8 +12,8 @@ from test_attribution import TOKENS, difference_of
 from transcoders.circuits.attribution import attribute
 from transcoders.circuits.frozen import freeze
 from transcoders.circuits.graph import prune
-from transcoders.circuits.layout import take_apart
-from transcoders.circuits.picture import page
+from transcoders.circuits.pages import graph_page
+from transcoders.circuits.parts import take_apart
 from transcoders.circuits.viewer import graph_json, write_index
 
 NODE = {  # of circuit-tracer 0.5.0, frontend/graph_models.py: Node
@@ -24,11 +24,8 @@ NODE = {  # of circuit-tracer 0.5.0, frontend/graph_models.py: Node
 METADATA = {"slug", "scan", "transcoder_list", "prompt_tokens", "prompt", "node_threshold", "schema_version"}
 
 
-class Letters:
-    """Decodes token ids to something with markup in it."""
-
-    def decode(self, ids):
-        return "<b>" if ids == [7] else f" t{ids[0]}"
+WORDS = ["<b>" if token == 7 else f" t{token}" for token in TOKENS.tolist()]
+"""The tokens as text, with markup in it."""
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +36,27 @@ def traced():
 
 
 def test_the_graph_file_has_the_viewers_schema(traced, tmp_path):
-    graph, kept = traced
-    first = int(graph.layer[kept.nodes[: len(graph.layer)]][0]), int(graph.latent[kept.nodes[: len(graph.layer)]][0])
+    graph, pruned = traced
+    first = (
+        int(graph.layer[pruned.nodes[: len(graph.layer)]][0]),
+        int(graph.latent[pruned.nodes[: len(graph.layer)]][0]),
+    )
     made = graph_json(
-        graph, kept, Letters(), slug="a", scan="tiny", prompt="x", labels={first: "a description"}, threshold=0.8
+        graph, pruned, WORDS, slug="a", scan="tiny", prompt="x", labels={first: "a description"}, threshold=0.8
     )
     made = json.loads(json.dumps(made, allow_nan=False))
     assert set(made) == {"metadata", "qParams", "nodes", "links"}
     assert set(made["metadata"]) == METADATA
-    assert len(made["metadata"]["prompt_tokens"]) == len(TOKENS)
+    assert made["metadata"]["prompt_tokens"] == WORDS
     ids = [node["node_id"] for node in made["nodes"]]
-    assert len(set(ids)) == len(ids) == int(kept.nodes.sum()) + 1
+    assert len(set(ids)) == len(ids) == int(pruned.nodes.sum()) + 1
     for node in made["nodes"]:
         assert set(node) == set(NODE)
         assert all(isinstance(node[key], kind) for key, kind in NODE.items()), node
     assert {node["feature_type"] for node in made["nodes"]} == {
         "cross layer transcoder", "mlp reconstruction error", "embedding", "logit"
     }  # fmt: skip
-    assert len(made["links"]) == int(kept.edges.sum())
+    assert len(made["links"]) == int(pruned.edges.sum())
     assert all(link["source"] in ids and link["target"] in ids and link["weight"] for link in made["links"])
     assert "a description" in {node["clerp"] for node in made["nodes"]}
     logit = next(node for node in made["nodes"] if node["feature_type"] == "logit")
@@ -69,8 +69,8 @@ def test_the_graph_file_has_the_viewers_schema(traced, tmp_path):
 
 
 def test_the_picture_is_one_page_without_network(traced):
-    graph, kept = traced
-    html = page(graph, kept, Letters(), title="x < y", facts={"completeness": "0.5"}, labels={})
+    graph, pruned = traced
+    html = graph_page(graph, pruned, WORDS, title="x < y", facts={"completeness": "0.5"}, labels={})
     assert not re.search(r"(src|href)=|@import|url\(|https?:", html)
     assert "prefers-color-scheme: dark" in html
     assert "x &lt; y" in html
@@ -87,13 +87,13 @@ def test_the_picture_is_one_page_without_network(traced):
 
 
 def test_equal_graphs_give_equal_bytes(traced):
-    graph, kept = traced
+    graph, pruned = traced
     again = attribute(
         freeze(take_apart(tiny_gemma()), random_transcoders(), TOKENS),
         difference_of(freeze(take_apart(tiny_gemma()), random_transcoders(), TOKENS)),
         SETTINGS,
     )
     assert torch.equal(again.effects, graph.effects)
-    made = [page(g, prune(g, 0.8, 0.98), Letters(), title="x", facts={}, labels={}) for g in (graph, again)]
+    made = [graph_page(g, prune(g, 0.8, 0.98), WORDS, title="x", facts={}, labels={}) for g in (graph, again)]
     assert made[0] == made[1]
-    assert kept.nodes.any()
+    assert pruned.nodes.any()

@@ -10,7 +10,7 @@ from transcoders.circuits.attribution import attribute
 from transcoders.circuits.faithfulness import Curves, curves
 from transcoders.circuits.frozen import freeze
 from transcoders.circuits.graph import respond
-from transcoders.circuits.layout import take_apart
+from transcoders.circuits.parts import take_apart
 from transcoders.circuits.replacement import replaced_losses, run_with_latents
 from transcoders.evaluation.loss import context_batches
 
@@ -33,7 +33,7 @@ def test_all_latents_with_errors_give_the_clean_output(traced):
 def linear_run(frozen, direction, kept):
     """The linear model forwards, layer by layer, with some latents missing."""
     r, counts = frozen.embedding, [len(step.site.latent) for step in frozen.steps]
-    for step, layer, part in zip(frozen.steps, frozen.layout.layers, kept.split(counts), strict=True):
+    for step, layer, part in zip(frozen.steps, frozen.parts.layers, kept.split(counts), strict=True):
         v = ((r * step.attention_in) @ layer.W_v.T).view(len(r), 2, 6).repeat_interleave(2, 1)
         mixed = torch.stack([step.pattern[h] @ v[:, h] for h in range(4)], 1).flatten(1)
         r = r + mixed @ layer.W_o.T * step.attention_out
@@ -73,12 +73,12 @@ def test_the_size_is_where_faithfulness_stays():
 
 
 def test_the_loss_with_errors_is_the_clean_one():
-    layout = take_apart(tiny_gemma().float())
+    parts = take_apart(tiny_gemma().float())
     transcoders = random_transcoders()
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(3, 50, (n,), generator=generator).numpy() for n in (9, 6, 12)]
     means = {n: torch.zeros(16) for n in range(LAYERS)}
-    found = replaced_losses(layout, transcoders, means, context_batches(rows, np.arange(3), 1000), 3)
+    found = replaced_losses(parts, transcoders, means, context_batches(rows, np.arange(3), 1000), 3)
     np.testing.assert_allclose(found.ce["with_errors"], found.ce_clean, rtol=1e-5)
     assert float(found.kl["with_errors"].abs().max()) < 1e-4
     np.testing.assert_allclose(found.ce["mean"], found.ce["zero"], rtol=1e-6)

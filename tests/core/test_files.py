@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from stages.entry import entry
+from stages.common.entry import entry
 from transcoders.core.errors import UserError
 from transcoders.core.files import fingerprint, replacing, rounded, write_json
 

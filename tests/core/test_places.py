@@ -19,14 +19,14 @@ from ruamel.yaml import YAML
 from s3_support import KEY, SECRET
 from tests_support import make_store
 
-from transcoders import Transcoder
+from transcoders import Transcoder, load
 from transcoders.__main__ import main
 from transcoders.activations.reader import ShuffledReader
 from transcoders.activations.store import POINTER, Store, digest, point
 from transcoders.core.errors import UserError
 from transcoders.core.files import cache_folder
 from transcoders.core.places import UnreachableError, place, redacted
-from transcoders.dictionary.transcoder import TranscoderConfig
+from transcoders.dictionary.config import TranscoderConfig
 
 X = torch.randn(20, foreign.D)
 ROOT = Path(__file__).parents[2]
@@ -48,23 +48,23 @@ def downloads():
 def test_a_model_comes_back_from_where_it_was_saved(s3, tmp_path, url):
     url, model = url.format(tmp_path=str(tmp_path).strip("/")), transcoder()
     model.save(url)
-    assert torch.equal(Transcoder.load(url)(X), model(X))
-    assert Transcoder.load(url).config == model.config
+    assert torch.equal(load(url)(X), model(X))
+    assert load(url).config == model.config
     assert not re.search(f"{KEY}|{SECRET}", str(model.config))
 
 
 def test_a_model_is_downloaded_again_only_when_it_changed(s3):
     transcoder().save(URL)
-    Transcoder.load(URL)
+    load(URL)
     [first] = downloads()
     marked = first / "marked"
     marked.touch()
-    Transcoder.load(URL)
+    load(URL)
     assert downloads() == [first]
     assert marked.exists()
     model = transcoder(seed=1)
     model.save(URL)
-    assert torch.equal(Transcoder.load(URL)(X), model(X))
+    assert torch.equal(load(URL)(X), model(X))
     assert len(downloads()) == 1, "the old one is removed"
     assert downloads() != [first]
 
@@ -85,7 +85,7 @@ def test_an_upload_that_breaks_off_leaves_no_valid_model(s3, reconnect, monkeypa
         transcoder(seed=1).save(URL)
     assert [name.rpartition("/")[2] for name in s3.files.find("bucket")] == ["transcoder.safetensors"]
     with pytest.raises(UserError, match=r"^s3://bucket/deep/run-9, downloaded to .* holds no config\.json"):
-        Transcoder.load(URL)
+        load(URL)
 
 
 @pytest.mark.parametrize("write", [foreign.gemma_scope, foreign.gemma_scope_2, foreign.saelens, foreign.sparsify])
@@ -93,7 +93,7 @@ def test_others_transcoders_are_read_from_urls(s3, tmp_path, write):
     folder = write(tmp_path / "local", foreign.raw(threshold=write is not foreign.sparsify))
     s3.files.put(str(tmp_path / "local"), "bucket/theirs", recursive=True)
     url = f"s3://bucket/theirs/{folder.relative_to(tmp_path / 'local')}".rstrip("/.")
-    here, there = Transcoder.load(folder), Transcoder.load(url)
+    here, there = load(folder), load(url)
     assert torch.equal(there(X), here(X))
     assert there.config.provenance == here.config.provenance | {"source": url}
 
@@ -116,11 +116,11 @@ def test_one_layer_of_a_set_is_downloaded_alone(s3, tmp_path):
         patch.setattr(sys, "argv", [*command[:-1], "s3://bucket/runs"])
         with pytest.raises(SystemExit, match="--out s3://bucket/runs: holds something that is no export"):
             main()
-    loaded = Transcoder.load("s3://bucket/sets/mine/layer_1.safetensors")
-    assert torch.allclose(loaded(X), Transcoder.load(runs[1])(X), atol=1e-5)
+    loaded = load("s3://bucket/sets/mine/layer_1.safetensors")
+    assert torch.allclose(loaded(X), load(runs[1])(X), atol=1e-5)
     assert not list(cache_folder("models").rglob("layer_0*"))
     with pytest.raises(UserError, match="is a set of many layers; name one of its files"):
-        Transcoder.load("s3://bucket/sets/mine")
+        load("s3://bucket/sets/mine")
 
 
 def test_what_went_wrong_is_one_line(s3):
@@ -139,7 +139,7 @@ def test_what_went_wrong_is_one_line(s3):
     }
     for url, message in messages.items():
         with pytest.raises(UserError, match=rf"^{url}.*{message}") as error:
-            Transcoder.load(url)
+            load(url)
         assert one_clean_line(error)
 
 
@@ -159,7 +159,7 @@ def test_without_credentials_the_remedy_is_told(s3, reconnect, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     reconnect()
-    for use in (Transcoder.load, transcoder().save, Store, Store.is_complete):
+    for use in (load, transcoder().save, Store, Store.is_complete):
         with pytest.raises(UserError, match=f"^{URL}: no credentials were found; set AWS_ACCESS_KEY_ID") as error:
             use(URL)
         assert one_clean_line(error)
@@ -168,7 +168,7 @@ def test_without_credentials_the_remedy_is_told(s3, reconnect, monkeypatch):
 def test_wrong_credentials_are_told_and_not_shown(s3):
     transcoder().save(URL)
     s3.check_credentials()
-    for use in (Transcoder.load, transcoder().save, Store):
+    for use in (load, transcoder().save, Store):
         with pytest.raises(UserError, match=f"^{URL}: access is denied; check the credentials") as error:
             use(URL)
         assert one_clean_line(error)
@@ -176,7 +176,7 @@ def test_wrong_credentials_are_told_and_not_shown(s3):
 
 def test_nobody_answering_is_told_as_such(s3):
     s3.stop()
-    for use in (Transcoder.load, transcoder().save, Store, Store.is_complete):
+    for use in (load, transcoder().save, Store, Store.is_complete):
         with pytest.raises(UnreachableError, match=f"^{URL}: cannot be reached .*AWS_ENDPOINT_URL") as error:
             use(URL)
         assert one_clean_line(error)
@@ -187,14 +187,14 @@ def test_the_missing_extra_is_named(s3):
         patch.setitem(sys.modules, "s3fs", None)
         patch.delitem(sys.modules["fsspec.registry"]._registry, "s3")
         with pytest.raises(UserError, match=r"^s3://bucket/deep/run-9: .*run `pip install 'mtxplt\[s3\]'`"):
-            Transcoder.load(URL)
+            load(URL)
 
 
 def test_secrets_in_a_url_are_never_shown():
     assert redacted("sftp://me:pass@host/x?sig=abc") == "sftp://me:***@host/x"
     assert redacted("s3://bucket/a:b@c") == "s3://bucket/a:b@c"
     with pytest.raises(UserError) as error:
-        Transcoder.load("nonsense://me:pass@host/x?sig=abc")
+        load("nonsense://me:pass@host/x?sig=abc")
     assert not re.search("pass|abc", str(error.value))
     assert place("a/b") == place("a/b/")
 
@@ -304,7 +304,7 @@ def test_dvc_carries_results_to_another_clone(s3, stores, tmp_path):
     assert {file.name for file in files} >= {"remote.json", "split.parquet", "transcoder.safetensors"}
     for file in files:
         assert (second / file).read_bytes() == (first / file).read_bytes(), file
-    assert torch.equal(Transcoder.load(second / "models/topk-9-0")(X), transcoder()(X))
+    assert torch.equal(load(second / "models/topk-9-0")(X), transcoder()(X))
     assert torch.equal(Store(second / "data/activations/layer_9.zarr").rows("mlp_in", 0, 9), local.rows("mlp_in", 0, 9))
     written = b"".join(p.read_bytes() for root in (first, second) for p in root.rglob("*") if p.is_file())
     assert not re.search(f"{KEY}|{SECRET}", said + written.decode(errors="replace"))

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from transcoders import Transcoder
 from transcoders.core.errors import UserError
-from transcoders.dictionary.transcoder import TranscoderConfig
+from transcoders.dictionary.config import TranscoderConfig
 
 
 def make(**changes):

@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 
 from transcoders.activations import store
-from transcoders.collecting import shards
-from transcoders.collecting.capture import collect
+from transcoders.collecting.collect import ShardWriter, collect
 from transcoders.collecting.contexts import PAD, Contexts
+from transcoders.collecting.rows import Batches
 from transcoders.collecting.settings import CollectSettings
 from transcoders.core.places import place
 from transcoders.distributed.ranks import ALONE, joined
@@ -40,17 +40,10 @@ def run(bridge, folder, ranks=ALONE, kill_after=None, url=None, **changes):
     settings = CollectSettings(layers=LAYERS, tokens=1, batch_size=3, **changes)
     folder.mkdir(parents=True, exist_ok=True)
     taps = [resolve_tap(bridge, layer, settings.hooks) for layer in LAYERS]
-    common = (
-        bridge,
-        taps,
-        table,
-        settings,
-        SPECIAL,
-        [place(f"{url or folder}/{n}.zarr") for n in LAYERS],
-        [{"n": n} for n in LAYERS],
-    )
+    batches = Batches(bridge, taps, table, settings.batch_size, SPECIAL)
+    paths = [place(f"{url or folder}/{n}.zarr") for n in LAYERS]
     if kill_after is not None and ranks.world.rank == ranks.world.size - 1:
-        write, done = shards.ShardWriter._write, []
+        write, done = ShardWriter.write, []
 
         def failing(self, *args):
             if len(done) == kill_after:
@@ -58,11 +51,8 @@ def run(bridge, folder, ranks=ALONE, kill_after=None, url=None, **changes):
             write(self, *args)
             done.append(1)
 
-        shards.ShardWriter._write = failing
-    if ranks.world.size == 1:
-        collect(*common)
-    else:
-        shards.collect_shards(*common, ranks)
+        ShardWriter.write = failing
+    collect(batches, settings, paths, [{"n": n} for n in LAYERS], ranks)
 
 
 def main():

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from tests_support import make_store
 
-from stages.params import parse
+from stages.preset import AllParams
 from transcoders import Transcoder
 from transcoders.core.errors import UserError
 
@@ -37,7 +37,8 @@ def project(tmp_path):
     )
     params = YAML(typ="safe").load(ROOT / "params.yaml")
     params["train"] |= {"d_hidden": 64, "k": 4, "batch_size": 400, "epochs": 1, "learning_rate": 3e-3}
-    params["train"] |= {"log_every": 4, "validate_every": 8, "checkpoint_every": 4}
+    params["train"] |= {"log_every": 4, "validate_every": 8}
+    params["checkpoints"] = {"every": 4}
     params["device"] = "cpu"
     (tmp_path / "params.yaml").touch()
     return Project(tmp_path, params)
@@ -100,7 +101,7 @@ def test_a_stage_runs_on_several_processes_and_survives_the_death_of_one(project
     for key, value in alone.items():
         assert torch.allclose(sliced[key], value, rtol=1e-4, atol=1e-5), key
     assert Transcoder.load(project.root / "sliced").config == Transcoder.load(project.root / "alone").config
-    metrics = json.loads((project.root / "metrics/train/topk-9-0.json").read_text())
+    metrics = json.loads((project.root / "sliced/metrics.json").read_text())
     assert metrics["steps"] == 12
 
 
@@ -115,10 +116,10 @@ def test_a_mistake_that_every_rank_meets_is_one_line(project):
 
 @pytest.mark.parametrize(("distributed", "message"), [
     ({"processes": 3, "latents": 2}, "2 does not divide the 3 processes"),
-    ({"hosts": 2}, "2 hosts need a place to meet"),
+    ({"hosts": 2}, r"distributed\.rendezvous: 2 hosts need a place to meet"),
     ({"rendezvous": "node0"}, r"distributed\.rendezvous: 'node0' is wrong"),
 ])  # fmt: skip
 def test_impossible_jobs_are_refused(distributed, message):
     params = YAML(typ="safe").load(ROOT / "params.yaml") | {"distributed": distributed}
     with pytest.raises(UserError, match=message):
-        parse(params, "params.yaml")
+        AllParams.parse(params, "params.yaml")

@@ -13,7 +13,7 @@ from training_support import run, trainer, weights_of
 
 from transcoders.activations.store import Store
 from transcoders.core.errors import UserError
-from transcoders.dictionary.transcoder import TranscoderConfig
+from transcoders.dictionary.config import TranscoderConfig
 from transcoders.distributed.ranks import Ranks, Team
 from transcoders.training.sliced.transcoder import SlicedTranscoder
 
@@ -41,7 +41,7 @@ JOBS = {
     "stop_gradient": {"variant": {**NESTED, "stop_gradient": True}},
     "progressive": {"variant": {**PROGRESSIVE, "skip": True, "orthogonality": "penalty"}},
     "progressive_batchtopk": {"variant": {**PROGRESSIVE, "encoder": "batchtopk"}},
-    "unfrozen": {"variant": {**PROGRESSIVE, "previous_lr_scale": 0.3, "joint_finish": 0.3, "new_latents": "random"}},
+    "unfrozen": {"variant": {**PROGRESSIVE, "previous_lr_scale": 0.3, "joint_finish": 0.3}},
 }
 SHARES = {  # (processes, of which share a dictionary): each variant runs in both ways, on two or three
     (2, 1): ("topk", "jumprelu", "nested_batchtopk", "progressive", "unfrozen", "groupmax"),
@@ -118,7 +118,7 @@ def test_a_rerun_may_have_other_ranks(spread_runs, store, tmp_path):
     assert_as_alone(store, spread_runs / "3" / "resumed-1", tmp_path, DYING)
     alone = trainer(store, spread_runs / "killed/sliced/checkpoint", DYING["variant"], **CHANGES)
     assert alone._resume()
-    assert alone.step == 6
+    assert alone.state.step == 6
 
 
 def test_the_assembled_file_is_the_one_that_safetensors_writes(spread_runs, tmp_path):
@@ -131,7 +131,7 @@ def test_what_cannot_be_sliced_is_told(store, tmp_path):
     team = Team(0, 2, None, (0, 1))
     with pytest.raises(UserError, match=r"distributed\.latents: 2 slices of latents 0 to 8 are too small for their k"):
         SlicedTranscoder(TranscoderConfig(d_in=4, d_out=4, d_hidden=8, k=5), team)
-    with pytest.raises(UserError, match="not with orthogonality: projection"):
+    with pytest.raises(UserError, match="do not go with orthogonality: projection"):
         trainer(store, tmp_path / "c", {**PROGRESSIVE, "orthogonality": "projection"}, Ranks(team, Team(), team))
     with pytest.raises(UserError, match=r"train\.batch_size: 1 is less than the 2 processes"):
         trainer(store, tmp_path / "c", {}, Ranks(team, team, Team()), batch_size=1)

@@ -13,24 +13,23 @@ from training_support import run, trainer
 from transcoders.activations.store import Store
 from transcoders.dictionary.transcoder import WEIGHTS
 from transcoders.distributed.ranks import grid, joined
-from transcoders.training.sliced.assemble import save_whole
 
 
 def train(store, folder, ranks, job):
     """``job``: variant, changes to the settings, and optionally the step at which the last rank kills itself."""
     t = trainer(store, folder / "checkpoint", job["variant"], ranks, **job.get("changes", {}))
     if "kill_at" in job and ranks.world.rank == ranks.world.size - 1:
-        step = t._step
+        take = t.stepper.take
 
-        def failing(batch):
-            if t.step == job["kill_at"]:
+        def failing(phase, batch, number, dead):
+            if number == job["kill_at"]:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return step(batch)
+            return take(phase, batch, number, dead)
 
-        t._step = failing
+        t.stepper.take = failing
     result = run(t)
-    if ranks.latents.size > 1 and ranks.data.rank == 0:
-        save_whole(t.model, folder, first=ranks.first)
+    if ranks.latents.size > 1:
+        t.sharing.save_model(t.model, folder)
     if ranks.first:
         if ranks.latents.size == 1:
             save_file({n: v.contiguous() for n, v in t.model.state_dict().items()}, folder / WEIGHTS)

@@ -28,9 +28,11 @@ def test_a_case_computed_by_hand():
     y_hat = torch.tensor([[3.0, 0.0], [0.0, 2.0], [0.0, 4.0], [0.0, 1.0]])
     predicted = {float(row.sum()): i for i, row in enumerate(y)}
     latents = SparseLatents(
-        torch.tensor([0, 2, 4, 6, 8]), torch.tensor([0, 1, 0, 2, 0, 1, 0, 3]),
-        torch.tensor([1.0, 2.0, 1.0, 0.0, 1.0, 1.0, 4.0, 0.0]), 5,
-    )  # fmt: skip
+        torch.tensor([0, 2, 4, 6, 8]),
+        torch.tensor([0, 1, 0, 2, 0, 1, 0, 3]),
+        torch.tensor([1.0, 2.0, 1.0, 0.0, 1.0, 1.0, 4.0, 0.0]),
+        5,
+    )
     assert len(predicted) == 4
     result = measure(lambda x, y: Prediction(y_hat, latents), [batch(y, y, [0, 0, 1, 1])], 5, scale=2.0)
     m = result.metrics

@@ -20,15 +20,17 @@ STAGES = {
     "model": ("stages.model",),
     "collect": ("stages.collect",),
     "split": ("stages.split",),
-    "words": ("stages.absorption", "words", "1"),
+    "words": ("stages.words", "1"),
     "train-topk": ("stages.train", "topk", "1", "0"),
     "train-plt": ("stages.train", "plt", "1", "0"),
     "evaluate-topk": ("stages.evaluate", "topk", "1", "0"),
     "evaluate-plt": ("stages.evaluate", "plt", "1", "0"),
-    "absorption-topk": ("stages.absorption", "run", "topk", "1", "0"),
-    "absorption-plt": ("stages.absorption", "run", "plt", "1", "0"),
+    "absorption-topk": ("stages.absorption", "topk", "1", "0"),
+    "absorption-plt": ("stages.absorption", "plt", "1", "0"),
     "features-topk": ("stages.features", "topk", "1", "0"),
     "features-plt": ("stages.features", "plt", "1", "0"),
+    "baselines": ("stages.baselines", "1"),
+    "pruned": ("stages.pruned", "1"),
     "official": ("stages.official",),
     "compare": ("stages.compare",),
     "circuits": ("stages.circuits", "0"),
@@ -39,23 +41,22 @@ FEW = ("model", "collect", "split", "train-plt", "features-plt")
 """The stages that write most, and what they read."""
 OUTS = {
     "model": ["data/model"],
-    "collect": ["data/activations", "data/documents.parquet", "data/contexts.parquet", "metrics/collect.json"],
+    "collect": ["data/activations", "data/documents.parquet", "data/contexts.parquet", "data/collect.json"],
     "split": ["data/split.parquet"],
     "words": ["data/words/layer_1.safetensors"],
-    "train-{}": ["models/{}-1-0", "metrics/train/{}-1-0.json", "metrics/cost/{}-1-0.json"],
-    "evaluate-{}": ["metrics/evaluate/{}-1-0.json", *(f"data/{kind}/{{}}-1-0.csv" for kind in (
-        "density", "documents", "groups", "overlap"))],
-    "absorption-{}": ["metrics/absorption/{}-1-0.json", "data/absorption/{}-1-0.csv"],
-    "features-{}": ["data/features/{}-1-0.parquet", "data/features/{}-1-0-contexts.parquet", "data/features/{}-1-0",
-                    "data/scores/{}-1-0.csv", "metrics/features/{}-1-0.json"],
+    "train-{}": ["models/{}-1-0"],
+    "evaluate-{}": ["data/evaluate/{}-1-0"],
+    "absorption-{}": ["data/absorption/{}-1-0"],
+    "features-{}": ["data/features/{}-1-0"],
+    "baselines": ["data/baselines/layer_1.csv"],
+    "pruned": ["data/pruned/layer_1.csv"],
     "official": ["data/official.csv"],
-    "compare": ["data/compare.csv", "data/compare.md", "data/pruned.csv", "metrics/compare.json",
-                "metrics/checks.json"],
-    "circuits": ["data/circuits/0", "metrics/circuits/0.json"],
+    "compare": ["data/compare", "metrics"],
+    "circuits": ["data/circuits/0"],
     "plot": ["plots"],
 }  # fmt: skip
 LETTERS, WORDS_PER_LETTER = "abcdefgh", 45
-UNSTABLE = ("metrics/cost", "data/live")
+UNSTABLE = ("data/live",)
 """Measured times, and the curves of a run under way."""
 
 
@@ -117,30 +118,32 @@ def walk(folder: Path) -> Iterator[Path]:
 
 def make(root: Path, forks: Forks) -> Checkout:
     """The sources of a checkout: parameters, prompts, text and model."""
-    (root / "prompts").mkdir(parents=True)
-    write_model(root / "tiny")
-    write_text(root / "text.jsonl")
+    for kind in ("prompts", "text", "model", "transcoders"):
+        (root / "inputs" / kind).mkdir(parents=True)
+    write_model(root / "inputs/model/tiny")
+    write_text(root / "inputs/text/text.jsonl")
     first, second = words()[:2]
     YAML().dump(
         [{"name": "one", "task": "t", "text": " ".join(words()[3:9]), "answer": f" {first}", "foil": f" {second}"}],
-        root / "prompts/circuits.yaml",
+        root / "inputs/prompts/circuits.yaml",
     )
     params = YAML().load(ROOT / "params.yaml")
     for section, changes in {
-        "model": {"name": "tiny"},
+        "model": {"name": "inputs/model/tiny"},
         "collect": {
             "layers": [1], "tokens": 80_000, "context_length": 64, "batch_size": 256,
-            "text": {"source": "file", "path": "text.jsonl"},
+            "text": {"source": "file", "path": "inputs/text/text.jsonl"},
         },
         "split": {"validation": 0.1, "test": 0.15},
         "runs": {"layers": [1], "variants": ["topk", "plt"]},
         "train": {
             "d_hidden": 64, "k": 6, "epochs": 1, "batch_size": 1024, "dead_after_tokens": 20_000, "log_every": 3,
-            "validate_every": 9, "checkpoint_every": 5, "buffer_tokens": 8192,
+            "validate_every": 9, "buffer_tokens": 8192,
         },
         "evaluate": {"tokens": 4000, "loss_tokens": 400, "bootstrap": 50},
         "absorption": {"words": 500, "least_probe_f1": 0.0},
         "features": {"tokens": 20_000, "top": 4, "sampled": 16, "unseen": 8},
+        "checkpoints": {"every": 5},
         "circuits": {"seeds": [0], "loss_tokens": 200, "max_latents": 200},
     }.items():  # fmt: skip
         params[section].update(changes)

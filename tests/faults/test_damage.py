@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,18 @@ import pytest
 import torch
 from checkout import Undisturbed
 
-from stages.params import load_params
-from transcoders import Transcoder
+from stages.preset import AllParams
+from transcoders import load
 from transcoders.absorption.words import Probes, Task, load_task, save_task
 from transcoders.activations import store
 from transcoders.activations.store import Store
 from transcoders.core.errors import UserError
 from transcoders.core.files import read_json
 from transcoders.core.tables import read_csv, read_parquet
-from transcoders.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from transcoders.dictionary.config import TranscoderConfig
+from transcoders.dictionary.transcoder import Transcoder
+from transcoders.training.checkpoint import CheckpointFile
+from transcoders.training.sharing import HERE
 
 RUN, LAYER = "models/plt-1-0", "data/activations/layer_1.zarr"
 REMEDIES = ("dvc repro", "train it again", "not of one transcoder", "correct the path")
@@ -79,20 +83,23 @@ def test_a_damaged_table_is_refused_or_reads_as_it_was(few: Undisturbed, tmp_pat
 def test_a_damaged_checkpoint_is_not_continued(tmp_path: Path) -> None:
     file = tmp_path / "c.safetensors"
     tensors = {"a": torch.randn(50, 8), "b": torch.arange(9), "c": torch.tensor(1.5)}
-    save_checkpoint(file, Checkpoint(tensors, {"step": 3}))
+    part = SimpleNamespace(state_dict=lambda: {**tensors, "step": 3})
+    model = Transcoder(TranscoderConfig(d_in=1, d_out=1, d_hidden=1, k=1))
+    checkpoint = CheckpointFile(file, HERE)
+    checkpoint.save({"part": part}, {"part": model})
     for what in damaged(file, 200, 1):
-        found = load_checkpoint(file)
+        found = checkpoint.read()
         if found is not None:
-            assert found.values == {"step": 3}, what
-            assert all(torch.equal(found.tensors[name], value) for name, value in tensors.items()), what
+            assert found.values == {"part": {"step": 3}}, what
+            assert all(torch.equal(found.tensors[f"part.{name}"], value) for name, value in tensors.items()), what
 
 
 def test_a_damaged_transcoder_is_refused_or_has_its_own_weights(few: Undisturbed, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(few.checkout.root / RUN, tmp_path / "run"))
-    expected = Transcoder.load(folder).state_dict()
+    expected = load(folder).state_dict()
     for name, seed in (("transcoder.safetensors", 2), ("config.json", 3)):
         for what in damaged(folder / name, 100, seed):
-            found = told(lambda: Transcoder.load(folder), "run")
+            found = told(lambda: load(folder), "run")
             if found is not None:
                 assert name == "config.json", what
                 assert all(torch.equal(expected[n], value) for n, value in found.state_dict().items()), what
@@ -127,9 +134,9 @@ def test_damaged_words_are_refused_or_have_their_own_sizes(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "read"),
     [
-        ("metrics/train/plt-1-0.json", lambda file: read_json(file, "run `dvc repro train`")),
+        ("models/plt-1-0/metrics.json", lambda file: read_json(file, "run `dvc repro train`")),
         ("models/plt-1-0/history.csv", lambda file: read_csv(file, "train")),
-        ("params.yaml", load_params),
+        ("params.yaml", AllParams.read),
     ],
 )
 def test_damaged_text_files_raise_nothing_else(few: Undisturbed, tmp_path: Path, name: str, read: Read) -> None:

@@ -91,7 +91,7 @@ def test_two_processes_of_one_stage_give_the_right_bytes_or_one_refuses(sources:
     refused = {stage: twice(checkout, stage) for stage in FEW}
     same(few, checkout)
     [line] = refused.pop("train-plt")
-    assert line.startswith("error: plt-1-0: another process is training this very run; wait until it is done, or stop")
+    assert line.startswith("error: plt-1-0: another process is training it; wait until it is done, or stop")
     assert not any(refused.values()), "the others wait, or write the same"
 
 

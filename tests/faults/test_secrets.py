@@ -35,14 +35,17 @@ def asking(few: Undisturbed) -> Checkout:
     checkout = few.checkout.copy("asking")
     params = YAML().load(checkout.root / "params.yaml")
     params["features"]["describe"]["explainer"] = "openai"
-    params["features"]["describe"]["openai"].update(latents=3, retries=0, timeout=10.0)
+    params["features"]["describe"]["openai"].update(latents=3, retries=0, timeout=10.0, model="m")
     YAML().dump(params, checkout.root / "params.yaml")
     return checkout
 
 
 def test_the_keys_of_a_server_are_written_nowhere(asking: Checkout) -> None:
     server = Server()
-    environment = {"OPENAI_BASE_URL": server.url, "OPENAI_MODEL": "m", "no_proxy": "127.0.0.1", **SECRETS}
+    params = YAML().load(asking.root / "params.yaml")
+    params["features"]["describe"]["openai"]["url"] = server.url
+    YAML().dump(params, asking.root / "params.yaml")
+    environment = {"no_proxy": "127.0.0.1", **SECRETS}
     said = []
     for trouble, status in (([401], 1), ([500] * 9, 1), (["<html>"] * 9, 1), ([], 0)):
         server.misbehave = list(trouble)
@@ -51,7 +54,7 @@ def test_the_keys_of_a_server_are_written_nowhere(asking: Checkout) -> None:
         said.append(done.said)
     server.close()
     assert f"Bearer {SECRETS['OPENAI_API_KEY']}" in server.keys, "it was sent, so it could have leaked"
-    assert "openai_" in (asking.root / "metrics/features/plt-1-0.json").read_text()
+    assert "openai_" in (asking.root / "data/features/plt-1-0/metrics.json").read_text()
     clean("".join(said), asking.root, asking.cache)
 
 

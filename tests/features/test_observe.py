@@ -14,7 +14,8 @@ from tests_support import make_store
 
 from transcoders.activations.store import CHUNK_ROWS, Store
 from transcoders.core.errors import UserError
-from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
+from transcoders.dictionary.config import TranscoderConfig
+from transcoders.dictionary.transcoder import Transcoder
 from transcoders.features.blocks import whole_contexts
 from transcoders.features.effects import relatives
 from transcoders.features.keep import BINS, Histograms, Keeper

@@ -9,9 +9,10 @@ import torch
 from tests_support import make_store
 
 from stages import features
-from stages.runs import Run
+from stages.common.paths import Run
 from transcoders.core.errors import UserError
-from transcoders.dictionary.transcoder import WEIGHTS, Transcoder, TranscoderConfig
+from transcoders.dictionary.config import TranscoderConfig
+from transcoders.dictionary.transcoder import WEIGHTS, Transcoder
 
 ROOT = Path(__file__).parents[2]
 RUN = Run("topk", 9, 0)
@@ -32,40 +33,40 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gemma: Path) -> Pa
     with torch.no_grad():
         model.W_enc.normal_()
         model.W_dec.normal_()
-    model.save(RUN.folder)
+    model.save(RUN.model)
     return tmp_path
 
 
 def left_behind(root: Path) -> list[Path]:
-    return [path for folder in ("data/features", "data/scores", "metrics") for path in (root / folder).rglob("*")]
+    return [path for folder in ("data/features", "metrics") for path in (root / folder).rglob("*")]
 
 
 def test_a_run_that_is_trained_anew_meanwhile_is_not_described(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = features.find
+    study = features.study
 
     def retrained_meanwhile(*arguments: object) -> object:
-        found = find(*arguments)  # type: ignore[arg-type]
-        with (RUN.folder / WEIGHTS).open("ab") as file:
+        found = study(*arguments)  # type: ignore[arg-type]
+        with (RUN.model / WEIGHTS).open("ab") as file:
             file.write(b" ")
         return found
 
-    monkeypatch.setattr(features, "find", retrained_meanwhile)
-    with pytest.raises(UserError, match=rf"{RUN.folder}/{WEIGHTS}: changed while its latents were studied.*run this"):
-        features.run(RUN)
+    monkeypatch.setattr(features, "study", retrained_meanwhile)
+    with pytest.raises(UserError, match=rf"{RUN.model}/{WEIGHTS}: changed while its latents were studied.*run this"):
+        features.work(RUN)
     assert left_behind(checkout) == []
 
 
 def test_a_run_that_is_gone_is_named(checkout: Path) -> None:
-    (RUN.folder / WEIGHTS).unlink()
-    with pytest.raises(UserError, match=f"{RUN.folder}: holds no {WEIGHTS}.*train the run"):
-        features.run(RUN)
+    (RUN.model / WEIGHTS).unlink()
+    with pytest.raises(UserError, match=f"{RUN.model}: holds no {WEIGHTS}.*train the run"):
+        features.work(RUN)
     assert left_behind(checkout) == []
 
 
 def test_without_a_held_out_document_there_are_descriptions_but_no_scores(checkout: Path) -> None:
-    features.run(RUN)
-    latents = pd.read_parquet(f"data/features/{RUN.name}.parquet")
+    features.work(RUN)
+    latents = pd.read_parquet(RUN.features / "latents.parquet")
     assert len(latents) == 32
     assert latents["score"].isna().all()
     assert (latents["promoted"].str.len() == 10).all()
-    assert Path(f"data/features/{RUN.name}/index.html").is_file()
+    assert (RUN.features / "index.html").is_file()

@@ -12,10 +12,10 @@ from formats_support import D, F, expected, raw
 from ruamel.yaml import YAML
 from tests_support import make_store
 
-from transcoders import Transcoder
+from transcoders import Transcoder, load
 from transcoders.activations.reader import LabelledBatch
 from transcoders.core.errors import UserError
-from transcoders.dictionary.transcoder import TranscoderConfig
+from transcoders.dictionary.config import TranscoderConfig
 from transcoders.formats.convert import Samples, _best_thresholds, as_thresholded, folded
 from transcoders.formats.export import Trained, export
 
@@ -64,7 +64,7 @@ def readable(out, target):
 def test_what_has_a_counterpart_is_exported_exactly(tmp_path, target, encoder, skip):
     model = trained(encoder=encoder, skip=skip)
     export([Trained("run", model, None, None)], target, tmp_path / "out")
-    back = Transcoder.load(readable(tmp_path / "out", target))
+    back = load(readable(tmp_path / "out", target))
     assert torch.allclose(back(X), model(X), rtol=1e-5, atol=1e-3)
     assert (back.config.input_scale, back.config.output_scale) == (1, 1)
     assert "Exact" in (tmp_path / "out/README.md").read_text()
@@ -73,10 +73,10 @@ def test_what_has_a_counterpart_is_exported_exactly(tmp_path, target, encoder, s
 def test_a_hub_folder_holds_ours_and_saelens(tmp_path):
     model = trained(prefixes=(10, F), prefix_k=(1, 4))
     export([Trained("run", model, samples(), None)], "hub", tmp_path / "out")
-    ours = Transcoder.load(tmp_path / "out")
+    ours = load(tmp_path / "out")
     assert torch.allclose(ours(X), model(X), rtol=1e-5, atol=1e-3)
     assert ours.config.prefixes == (10, F)
-    assert Transcoder.load(tmp_path / "out/saelens").config.encoder == "jumprelu"
+    assert load(tmp_path / "out/saelens").config.encoder == "jumprelu"
 
 
 def test_folding_changes_neither_outputs_nor_latents():
@@ -91,7 +91,7 @@ def test_topk_becomes_jumprelu_with_calibrated_thresholds_and_says_what_is_lost(
     model = trained(**nested)
     export([Trained("run", model, samples(), None)], "saelens", tmp_path / "out")
     said = json.loads((tmp_path / "out/cfg.json").read_text())["metadata"]["fidelity"]
-    back = Transcoder.load(tmp_path / "out")
+    back = load(tmp_path / "out")
     x = next(iter(samples().test())).x
     apart = (back(x) - model(x)).square().sum() / (model(x) - model(x).mean(0)).square().sum()
     assert said["fvu_of_original_output"] == pytest.approx(float(apart), rel=1e-3)
@@ -151,8 +151,8 @@ def test_the_command_reads_runs_activations_and_metrics(tmp_path):
         x = torch.randn(300, D)
         make_store(tmp_path / f"data/activations/layer_{layer}.zarr", x, x.flip(1), documents=np.arange(300) // 100)
         trained(layer).save(tmp_path / f"models/topk-{layer}-0")
-        (tmp_path / "metrics/evaluate").mkdir(parents=True, exist_ok=True)
-        (tmp_path / f"metrics/evaluate/topk-{layer}-0.json").write_text(json.dumps({"fvu": 0.25, "tokens": 9.0}))
+        (tmp_path / f"data/evaluate/topk-{layer}-0").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"data/evaluate/topk-{layer}-0/metrics.json").write_text(json.dumps({"fvu": 0.25, "tokens": 9.0}))
     pd.DataFrame({"split": ["train", "validation", "test"]}).to_parquet(tmp_path / "data/split.parquet")
 
     def run(*arguments, status=0):
@@ -174,13 +174,13 @@ def test_the_command_reads_runs_activations_and_metrics(tmp_path):
         assert text in card
     run("models/topk-0-0", "--to", "sparsify")
     assert (tmp_path / "export/sparsify/topk-0-0/sae.safetensors").is_file()
-    assert "holds no config.json" in run("topk-9-9", "--to", "sparsify", status=1)
+    assert "models/topk-9-9: there is no such file or folder" in run("topk-9-9", "--to", "sparsify", status=1)
     assert "holds something that is no export" in run("topk-0-0", "--to", "sparsify", "--out", "models", status=1)
     assert run("topk-0-0", "--to", "hub", status=1).splitlines()[-1].startswith("error: --to hub: ")
 
 
 def test_what_was_read_can_be_exported(tmp_path):
     t = raw(skip=True)
-    model = Transcoder.load(foreign.gemma_scope_2(tmp_path, t))
+    model = load(foreign.gemma_scope_2(tmp_path, t))
     export([Trained("official", model, None, None)], "saelens", tmp_path / "out")
-    assert torch.allclose(Transcoder.load(tmp_path / "out")(X), expected(t, X), atol=1e-4)
+    assert torch.allclose(load(tmp_path / "out")(X), expected(t, X), atol=1e-4)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from formats_support import D, expected, raw
 
-from transcoders import Transcoder
+from transcoders import load
 from transcoders.core.errors import UserError
 from transcoders.formats.fit import fitted
 
@@ -12,14 +12,14 @@ STORE = {"d_model": D, "model": "google/gemma-2-2b", "input_gain": (torch.rand(D
 
 def test_gemma_scope_reads_our_x_once_the_gain_is_divided_out(tmp_path):
     t, before = raw(), torch.randn(20, D)
-    model = fitted(Transcoder.load(foreign.gemma_scope(tmp_path, t)), "it", STORE)
+    model = fitted(load(foreign.gemma_scope(tmp_path, t)), "it", STORE)
     x = before * torch.tensor(STORE["input_gain"])
     assert torch.allclose(model(x), expected(t, before), atol=1e-4)
     assert fitted(model, "it", STORE) is model, "only once"
 
 
 def test_gemma_scope_2_reads_our_x(tmp_path):
-    model = Transcoder.load(foreign.gemma_scope_2(tmp_path, raw()))
+    model = load(foreign.gemma_scope_2(tmp_path, raw()))
     assert fitted(model, "it", STORE | {"input_gain": None}) is model
 
 
@@ -32,11 +32,11 @@ def test_gemma_scope_2_reads_our_x(tmp_path):
     ],
 )
 def test_what_does_not_belong_to_the_activations_is_refused(tmp_path, store, message):
-    model = Transcoder.load(foreign.gemma_scope(tmp_path, raw()))
+    model = load(foreign.gemma_scope(tmp_path, raw()))
     with pytest.raises(UserError, match=message):
         fitted(model, "it", STORE | store)
 
 
 def test_another_models_transcoder_of_the_same_width_is_told(tmp_path, caplog):
-    fitted(Transcoder.load(foreign.gemma_scope_2(tmp_path, raw())), "it", STORE)
+    fitted(load(foreign.gemma_scope_2(tmp_path, raw())), "it", STORE)
     assert "was trained on google/gemma-3-270m; these are activations of google/gemma-2-2b" in caplog.text

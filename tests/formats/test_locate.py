@@ -14,16 +14,16 @@ import pytest
 import torch
 from formats_support import D, expected, raw
 
-from transcoders import Transcoder
+from transcoders import load
 from transcoders.core.errors import UserError
 from transcoders.formats.locate import is_hub_reference
 
 FOLDER = "transcoder_all/layer_9_width_16k_l0_small"
 LOAD = """
 import sys
-from transcoders import Transcoder, UserError
+from transcoders import UserError, load
 try:
-    print(float(Transcoder.load(sys.argv[1])(__import__("torch").ones(1, 12)).sum()))
+    print(float(load(sys.argv[1])(__import__("torch").ones(1, 12)).sum()))
 except UserError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """
@@ -161,4 +161,4 @@ def test_what_is_a_reference_to_the_hub():
     for path in ("models/topk-9-0", "./a/b:c", "/a/b:c", "a:b", "a/b/c:d", "a/b:../c"):
         assert not is_hub_reference(path)
     with pytest.raises(UserError, match="no such file or folder"):
-        Transcoder.load("a:b")
+        load("a:b")

@@ -12,7 +12,7 @@ import torch
 from formats_support import D, F, expected, raw
 from safetensors.torch import load_file, save_file
 
-from transcoders import Transcoder
+from transcoders import load
 from transcoders.core.errors import UserError
 
 X = torch.randn(30, D, generator=torch.Generator().manual_seed(1))
@@ -23,7 +23,7 @@ X = torch.randn(30, D, generator=torch.Generator().manual_seed(1))
 def test_gemma_scope_2_is_read_with_and_without_its_config(tmp_path, skip, config):
     t = raw(skip)
     folder = foreign.gemma_scope_2(tmp_path, t, config)
-    model = Transcoder.load(folder)
+    model = load(folder)
     assert torch.allclose(model(X), expected(t, X), atol=1e-5)
     assert (model.config.input_scale, model.config.output_scale) == (1, 1)
     said = model.config.provenance
@@ -31,12 +31,12 @@ def test_gemma_scope_2_is_read_with_and_without_its_config(tmp_path, skip, confi
     assert said["model"] == "google/gemma-3-270m"
     assert said["hf_hook_in"] == "model.layers.9.pre_feedforward_layernorm.output"
     assert said["hf_hook_out"] == "model.layers.9.post_feedforward_layernorm.output"
-    assert torch.equal(Transcoder.load(folder / "params.safetensors")(X), model(X)), "the file itself may be named"
+    assert torch.equal(load(folder / "params.safetensors")(X), model(X)), "the file itself may be named"
 
 
 def test_gemma_scope_is_read_and_says_that_its_input_has_no_gain(tmp_path):
     t = raw()
-    model = Transcoder.load(foreign.gemma_scope(tmp_path, t))
+    model = load(foreign.gemma_scope(tmp_path, t))
     assert torch.allclose(model(X), expected(t, X), atol=1e-5)
     said = model.config.provenance
     assert (said["layer"], said["model"], model.config.k) == (3, "google/gemma-2-2b", 8)
@@ -47,7 +47,7 @@ def test_gemma_scope_is_read_and_says_that_its_input_has_no_gain(tmp_path):
 @pytest.mark.parametrize("threshold", [False, True])
 def test_saelens_is_read_in_each_of_its_architectures(tmp_path, skip, threshold):
     t = raw(skip, threshold, d_out=7)
-    model = Transcoder.load(foreign.saelens(tmp_path, t))
+    model = load(foreign.saelens(tmp_path, t))
     assert torch.allclose(model(X), expected(t, X), atol=1e-5)
     assert model.config.provenance["layer"] == 4
 
@@ -55,7 +55,7 @@ def test_saelens_is_read_in_each_of_its_architectures(tmp_path, skip, threshold)
 @pytest.mark.parametrize("skip", [False, True])
 def test_sparsify_is_read(tmp_path, skip):
     t = raw(skip, threshold=False)
-    model = Transcoder.load(foreign.sparsify(tmp_path, t))
+    model = load(foreign.sparsify(tmp_path, t))
     assert torch.allclose(model(X), expected(t, X, k=5), atol=1e-5)
     assert model.config.provenance["layer"] == 4
 
@@ -63,39 +63,39 @@ def test_sparsify_is_read(tmp_path, skip):
 def test_a_layer_of_a_circuit_tracer_set_is_read(tmp_path):
     layers = [raw(), raw(seed=1)]
     folder = foreign.circuit_tracer(tmp_path, layers)
-    model = Transcoder.load(folder / "layer_1.safetensors")
+    model = load(folder / "layer_1.safetensors")
     assert torch.allclose(model(X), expected(layers[1], X), atol=1e-5)
     with pytest.raises(UserError, match=r"set of many layers; name one of its files"):
-        Transcoder.load(folder)
+        load(folder)
 
 
 def test_what_was_read_is_saved_and_loaded_as_ours(tmp_path):
-    model = Transcoder.load(foreign.gemma_scope_2(tmp_path, raw(skip=True)))
+    model = load(foreign.gemma_scope_2(tmp_path, raw(skip=True)))
     model.save(tmp_path / "ours")
-    assert torch.equal(Transcoder.load(tmp_path / "ours")(X), model(X))
+    assert torch.equal(load(tmp_path / "ours")(X), model(X))
 
 
 def test_16_bit_weights_stay_so_and_are_computed_with_in_float32(tmp_path):
     t = {name: value.bfloat16() for name, value in raw(skip=True).items()}
-    model = Transcoder.load(foreign.gemma_scope_2(tmp_path, t))
+    model = load(foreign.gemma_scope_2(tmp_path, t))
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert torch.allclose(model(X), expected({n: v.float() for n, v in t.items()}, X), atol=1e-4)
     t = {name: value.bfloat16() for name, value in raw(threshold=False).items()}
-    model = Transcoder.load(foreign.sparsify(tmp_path, t))
+    model = load(foreign.sparsify(tmp_path, t))
     assert torch.allclose(model(X), expected({n: v.float() for n, v in t.items()}, X, k=5), atol=1e-4)
 
 
 MEASURE = """
 import sys, torch
 from pathlib import Path
-from transcoders import Transcoder
+from transcoders import load
 import transcoders.formats.read
 def status(key):
     return 1024 * int(next(l for l in open("/proc/self/status") if l.startswith(key)).split()[1])
-Transcoder.load(sys.argv[2])  # what the first call of anything costs
+load(sys.argv[2])  # what the first call of anything costs
 before = status("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
-model = Transcoder.load(sys.argv[1])
+model = load(sys.argv[1])
 print(status("VmHWM") - before)
 """
 
@@ -150,7 +150,7 @@ def test_wrong_tensors_are_refused_in_one_line(tmp_path, change, message):
 
 def refused(path, message):
     with pytest.raises(UserError, match=message) as error:
-        Transcoder.load(path)
+        load(path)
     assert "\n" not in str(error.value)
 
 
@@ -228,6 +228,6 @@ def test_what_is_not_there_or_not_known_is_named(tmp_path):
 
 
 def test_every_message_is_json_safe(tmp_path):
-    model = Transcoder.load(foreign.gemma_scope(tmp_path, raw()))
+    model = load(foreign.gemma_scope(tmp_path, raw()))
     assert json.loads(json.dumps(model.config.provenance)) == model.config.provenance
     assert model.config.d_hidden == F

@@ -10,13 +10,13 @@ import formats_support as foreign
 import pandas as pd
 import torch
 
-from stages.params import load_params
-from transcoders import Transcoder
+from stages.preset import AllParams
+from transcoders import Transcoder, load
 from transcoders.circuits.prompts import read_prompts
 from transcoders.collecting.settings import TextSettings
 from transcoders.collecting.text import documents
 from transcoders.core.errors import UserError
-from transcoders.dictionary.transcoder import TranscoderConfig
+from transcoders.dictionary.config import TranscoderConfig
 
 ROOT = Path(__file__).parents[2]
 CORPUS = Path(__file__).parent / "corpus"
@@ -68,12 +68,12 @@ def _parquet(folder: Path) -> Path:
 
 
 def _transcoder(file: Path) -> object:
-    model = Transcoder.load(file.parent)
+    model = load(file.parent)
     return model(torch.ones(2, model.config.d_in))
 
 
 def _layer(file: Path) -> object:
-    return Transcoder.load(file.parent / "layer_0.safetensors")
+    return load(file.parent / "layer_0.safetensors")
 
 
 def _text(file: Path) -> object:
@@ -99,7 +99,7 @@ TARGETS = {
     "text_jsonl": Target(_file("t.jsonl", "".join(json.dumps({"text": t}) + "\n" for t in ("one", "two"))), _text),
     "text_parquet": Target(_parquet, _text),
     "prompts": Target(_file("p.yaml", "- {name: a, task: t, text: x y, answer: \" z\", foil: \" w\"}\n"), read_prompts),
-    "params": Target(_file("params.yaml", (ROOT / "params.yaml").read_text()), load_params),
+    "params": Target(_file("params.yaml", (ROOT / "params.yaml").read_text()), AllParams.read),
 }  # fmt: skip
 
 

@@ -16,9 +16,10 @@ import torch
 import yaml
 from targets import CORPUS, TARGETS, opened
 
-from transcoders import Transcoder
+from transcoders import load
 from transcoders.core.errors import UserError
-from transcoders.training.checkpoint import load_checkpoint
+from transcoders.training.checkpoint import CheckpointFile
+from transcoders.training.sharing import HERE
 
 PIECES = (
     b"", b"\0", b"\xff", b"-1", b"0", b"99999999999999999999", b"1e999", b"NaN", b"null", b"[]", b"{}", b'""',
@@ -127,9 +128,9 @@ def test_no_code_of_a_file_is_run_whatever_it_is_called(kind: str, tmp_path: Pat
     for file in ("ae.pt", "pytorch_model.bin", "a.pkl", "a.ckpt"):
         (tmp_path / file).write_bytes(content)
         with pytest.raises(UserError, match=r"pickles.*which could run any code"):
-            Transcoder.load(tmp_path / file)
+            load(tmp_path / file)
     (tmp_path / "c.safetensors").write_bytes(content)
-    assert load_checkpoint(tmp_path / "c.safetensors") is None
+    assert CheckpointFile(tmp_path / "c.safetensors", HERE).read() is None
     assert not trace.exists()
     TRUSTING[kind](content)
     assert trace.exists(), "the bomb works where it is trusted"

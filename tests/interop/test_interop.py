@@ -14,10 +14,10 @@ import torch
 from formats_support import raw
 from safetensors.torch import load_file, save_file
 
-from transcoders import Transcoder
+from transcoders import Transcoder, load
 from transcoders.activations.split import documents_of
 from transcoders.activations.store import Store
-from transcoders.dictionary.transcoder import TranscoderConfig
+from transcoders.dictionary.config import TranscoderConfig
 from transcoders.formats.convert import Samples
 from transcoders.formats.export import Trained, export, samples_of
 
@@ -78,7 +78,7 @@ TRAINED = sorted(path.name for path in MODELS.glob("*-9-0")) if STORE.exists() a
 
 def run_of(name):
     if name in TRAINED:
-        model = Transcoder.load(MODELS / name)
+        model = load(MODELS / name)
         return Trained(name, model, samples_of(ROOT / "data", model), None)
     encoder, _, skip = name.partition(" ")
     return Trained(name, made_up(encoder, skip=bool(skip)), None, None)
@@ -90,10 +90,10 @@ def run_of(name):
 def test_saelens_computes_the_same_from_our_export_and_writes_it_again(tmp_path, name, x):
     run = run_of(name)
     export([run], "saelens", tmp_path / "out")
-    ours = Transcoder.load(tmp_path / "out")
+    ours = load(tmp_path / "out")
     y = in_saelens("saelens_rewrite", tmp_path / "out", x)["y"]
     assert same(y, ours(x))
-    assert same(Transcoder.load(tmp_path / "rewritten")(x), ours(x))
+    assert same(load(tmp_path / "rewritten")(x), ours(x))
     if run.samples is None:
         assert same(y, run.model(x)), "an exact export"
 
@@ -102,9 +102,9 @@ def test_saelens_computes_the_same_from_our_export_and_writes_it_again(tmp_path,
 def test_sparsify_computes_the_same_from_our_export_and_writes_it_again(tmp_path, name, x):
     run = run_of(name)
     export([run], "sparsify", tmp_path / "out")
-    ours = Transcoder.load(tmp_path / "out")
+    ours = load(tmp_path / "out")
     assert same(in_saelens("sparsify_rewrite", tmp_path / "out", x)["y"], ours(x))
-    assert same(Transcoder.load(tmp_path / "rewritten")(x), ours(x))
+    assert same(load(tmp_path / "rewritten")(x), ours(x))
     if len(run.model.config.groups) == 1:
         assert same(ours(x), run.model(x)), "an exact export"
 
@@ -112,7 +112,7 @@ def test_sparsify_computes_the_same_from_our_export_and_writes_it_again(tmp_path
 def test_we_read_what_saelens_itself_writes(tmp_path, x):
     (tmp_path / "new").mkdir()
     for name, y in in_saelens("saelens_new", tmp_path / "new", x).items():
-        assert same(Transcoder.load(tmp_path / "new" / name)(x), y), name
+        assert same(load(tmp_path / "new" / name)(x), y), name
 
 
 def official(d=640, d_hidden=512, skip=False):
@@ -122,14 +122,14 @@ def official(d=640, d_hidden=512, skip=False):
 
 def test_saelens_own_loader_of_gemma_scope_gives_the_same(tmp_path, x):
     folder = foreign.gemma_scope(tmp_path, official())
-    assert same(in_saelens("gemma_scope", folder, x)["y"], Transcoder.load(folder)(x))
+    assert same(in_saelens("gemma_scope", folder, x)["y"], load(folder)(x))
 
 
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("config", [False, True])
 def test_saelens_own_loader_of_gemma_scope_2_gives_the_same(tmp_path, x, skip, config):
     folder = foreign.gemma_scope_2(tmp_path, official(skip=skip), config)
-    assert same(in_saelens("gemma_scope_2", folder, x)["y"], Transcoder.load(folder)(x))
+    assert same(in_saelens("gemma_scope_2", folder, x)["y"], load(folder)(x))
 
 
 @pytest.mark.parametrize("encoder", ["topk", "jumprelu", "relu"])
@@ -141,9 +141,9 @@ def test_circuit_tracer_computes_the_same_from_our_export_and_writes_it_again(tm
     found = in_circuit_tracer("circuit_tracer", tmp_path / "out", x)
     (tmp_path / "rewritten/config.yaml").write_bytes((tmp_path / "out/config.yaml").read_bytes())
     for n, run in enumerate(layers):
-        ours = Transcoder.load(tmp_path / f"out/layer_{n}.safetensors")
+        ours = load(tmp_path / f"out/layer_{n}.safetensors")
         assert same(found[f"y_{n}"], ours(x))
-        assert same(Transcoder.load(tmp_path / f"rewritten/layer_{n}.safetensors")(x), ours(x))
+        assert same(load(tmp_path / f"rewritten/layer_{n}.safetensors")(x), ours(x))
         if encoder != "topk":
             assert same(ours(x), run.model(x)), "an exact export"
 

@@ -29,11 +29,11 @@ def test_every_program_compiles_for_hopper_and_stays_in_registers() -> None:
 
 
 def programs() -> set[str]:
-    """Those that are launched: helpers, which are not, return something."""
+    """Those that are launched: helpers, which are not, return something, or store for a program."""
     found = set()
     for module in (triton_kernels, adam_triton):
         for node in ast.parse(inspect.getsource(module)).body:
             jitted = isinstance(node, ast.FunctionDef) and any("jit" in ast.dump(d) for d in node.decorator_list)
             if jitted and not any(isinstance(part, ast.Return) for part in ast.walk(node)):
                 found.add(node.name)
-    return found - {"_emit"}
+    return found - {"_emit", "_select_from_row"}

@@ -14,7 +14,7 @@ from transcoders.kernels.cuda import backend as cuda
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["cpu", "triton"]
-ENCODERS = ["topk", "batchtopk", "threshold", "relu", "groupmax", "bucketed"]
+ENCODERS = ["topk", "batchtopk", "threshold", "relu", "groupmax"]
 
 
 def device_of(backend: str) -> str:
@@ -39,23 +39,23 @@ class Weights:
 
 def encode(name: str, w: Weights, k: int, backend: str) -> SparseLatents:
     args = (w.x, w.W_enc, w.b_enc)
-    if name == "topk":
-        return kernels.topk_encode(*args, k, backend)
-    if name == "batchtopk":
-        return kernels.batchtopk_encode(*args, k, backend)
-    if name == "groupmax":
-        return kernels.groupmax_encode(*args, 2, backend)
-    if name == "bucketed":
-        return kernels.bucketed_encode(*args, min(k, len(w.W_enc) // 2), len(w.W_enc) // 2, backend)
-    if name == "threshold":
-        return kernels.threshold_encode(*args, w.b_enc.detach().abs() + 0.1, backend)
-    return kernels.threshold_encode(*args, 0.0, backend)
+    with kernels.using(backend):
+        if name == "topk":
+            return kernels.topk_encode(*args, k)
+        if name == "batchtopk":
+            return kernels.batchtopk_encode(*args, k)
+        if name == "groupmax":
+            return kernels.groupmax_encode(*args, 2)
+        if name == "threshold":
+            return kernels.threshold_encode(*args, w.b_enc.detach().abs() + 0.1)
+        return kernels.threshold_encode(*args, 0.0)
 
 
 def step(name: str, w: Weights, k: int, backend: str) -> list[Tensor]:
     """Latents, reconstruction and all gradients of a squared error."""
     latents = encode(name, w, k, backend)
-    y_hat = kernels.decode(latents, w.W_dec, backend)
+    with kernels.using(backend):
+        y_hat = kernels.decode(latents, w.W_dec)
     grads = torch.autograd.grad((y_hat - w.y).square().mean(), w.leaves)
     return [latents.dense(), y_hat, *grads]
 
@@ -104,12 +104,6 @@ def test_a_cuda_step_equals_reference_at_delivered_sizes(name: str) -> None:
             assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-def test_without_numba_the_step_is_the_same(name: str, monkeypatch) -> None:
-    monkeypatch.setattr(cpu, "_numba_ops", lambda: None)
-    assert_steps_match(name, Weights(tokens=20, d=6, d_hidden=256, seed=6), 7, "cpu")
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ties_go_to_the_lower_id(backend: str) -> None:
     w = Weights(tokens=2, d=3, d_hidden=600, seed=7, backend=backend)
@@ -140,17 +134,16 @@ def test_triton_step_traces_as_one_graph() -> None:
     w = Weights(tokens=4, d=5, d_hidden=40, seed=10, backend="triton")
 
     def loss(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor) -> Tensor:
-        latents = kernels.topk_encode(x, W_enc, b_enc, (Group(0, 10, 2), Group(10, 40, 3)), "triton")
-        errors, _ = kernels.squared_errors(latents, W_dec, w.y, (10, 40), "triton")
-        return kernels.decode_nested(latents, W_dec, (10, 40), "triton").square().sum() + errors.sum()
+        latents = kernels.topk_encode(x, W_enc, b_enc, (Group(0, 10, 2), Group(10, 40, 3)))
+        errors, _ = kernels.squared_errors(latents, W_dec, w.y, (10, 40))
+        return kernels.decode_nested(latents, W_dec, (10, 40)).square().sum() + errors.sum()
 
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
-    for ours, theirs in zip(
-        torch.autograd.grad(compiled(*w.leaves), w.leaves),
-        torch.autograd.grad(loss(*w.leaves), w.leaves),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs)
+    with kernels.using("triton"):
+        losses = [compiled(*w.leaves), loss(*w.leaves)]
+    ours, theirs = (torch.autograd.grad(one, w.leaves) for one in losses)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -160,7 +153,8 @@ def test_gradcheck_of_reference_in_float64(name: str) -> None:
     def loss(*leaves: Tensor) -> Tensor:
         w.x, w.W_enc, w.b_enc, w.W_dec = leaves
         latents = encode(name, w, 2, "reference")
-        return kernels.decode_nested(latents, w.W_dec, (3, 8), "reference")
+        with kernels.using("reference"):
+            return kernels.decode_nested(latents, w.W_dec, (3, 8))
 
     assert torch.autograd.gradcheck(loss, w.leaves)
 
@@ -192,14 +186,16 @@ def test_each_group_chooses_its_own_largest(backend: str, small_chunks: bool, mo
     watched = torch.tensor([1, 6, 39], device=w.device)
 
     def outcome(which: str) -> list[Tensor]:
-        latents = kernels.topk_encode(w.x, w.W_enc, w.b_enc, GROUPS, which, watched)
+        with kernels.using(which):
+            latents = kernels.topk_encode(w.x, w.W_enc, w.b_enc, GROUPS, watched)
         assert latents.watched is not None
         grads = torch.autograd.grad((latents.dense() * w.y.sum(1, keepdim=True)).sum(), w.leaves[:3])
         return [latents.dense(), latents.watched, *grads]
 
     for ours, theirs in zip(outcome(backend), outcome("reference"), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    alone = [kernels.topk_encode(w.x, w.W_enc[a:b], w.b_enc[a:b], k, backend).dense() for a, b, k in GROUPS]
+    with kernels.using(backend):
+        alone = [kernels.topk_encode(w.x, w.W_enc[a:b], w.b_enc[a:b], k).dense() for a, b, k in GROUPS]
     torch.testing.assert_close(outcome(backend)[0], torch.cat(alone, 1), rtol=1e-4, atol=1e-5)
 
 
@@ -254,7 +250,9 @@ def test_nested_equals_naive_sum(backend: str, name: str, prefixes: tuple[int, .
     w = Weights(tokens=6, d=5, d_hidden=40, seed=3, backend=backend)
 
     def gradients(which: str) -> list[Tensor]:
-        nested = kernels.decode_nested(encode(name, w, 7, which), w.W_dec, prefixes, which)
+        latents = encode(name, w, 7, which)
+        with kernels.using(which):
+            nested = kernels.decode_nested(latents, w.W_dec, prefixes)
         weights = torch.arange(1.0, len(prefixes) + 1, device=w.device)
         loss = ((nested - w.y).square().mean((1, 2)) * weights).sum()
         return [nested, *torch.autograd.grad(loss, w.leaves)]
@@ -281,8 +279,9 @@ def test_auxk_equals_a_naive_one_and_touches_dead_rows_only(
     dead = torch.tensor([2, 5, 6, 11, 29], device=w.device)
 
     def gradients(which: str, k_aux: int) -> list[Tensor]:
-        known = None if k_aux == 2 else kernels.topk_encode(w.x, w.W_enc, w.b_enc, 3, which, dead).watched
-        loss = kernels.auxk(w.x, w.y, w.W_enc, w.b_enc, w.W_dec, dead, k_aux, which, watched=known)
+        with kernels.using(which):
+            known = None if k_aux == 2 else kernels.topk_encode(w.x, w.W_enc, w.b_enc, 3, dead).watched
+            loss = kernels.auxk(w.x, w.y, w.W_enc, w.b_enc, w.W_dec, dead, k_aux, watched=known)
         return [loss, *(grad.to_dense() for grad in torch.autograd.grad(loss, w.leaves))]
 
     monkeypatch.setattr(auxiliary, "_DENSE_SHARE", dense_share)
@@ -293,7 +292,8 @@ def test_auxk_equals_a_naive_one_and_touches_dead_rows_only(
         alive = torch.ones(30, dtype=torch.bool, device=w.device).index_fill(0, dead, False)
         assert not any(grad[alive].any() for grad in ours[2:])
     none = torch.tensor([], dtype=torch.int64, device=w.device)
-    assert kernels.auxk(w.x, w.y, w.W_enc, w.b_enc, w.W_dec, none, 4, backend) == 0
+    with kernels.using(backend):
+        assert kernels.auxk(w.x, w.y, w.W_enc, w.b_enc, w.W_dec, none, 4) == 0
 
 
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
@@ -302,10 +302,12 @@ def test_auxk_in_bfloat16_is_near_that_in_float32(backend: str) -> None:
     dead = torch.arange(3, 40, 2, device=w.device)
 
     def gradients(x: Tensor) -> list[Tensor]:
-        loss = kernels.auxk(x, w.y, w.W_enc, w.b_enc, w.W_dec, dead, 9, backend, watched=known)
+        with kernels.using(backend):
+            loss = kernels.auxk(x, w.y, w.W_enc, w.b_enc, w.W_dec, dead, 9, watched=known)
         return [loss, *(grad.to_dense() for grad in torch.autograd.grad(loss, w.leaves[1:]))]
 
-    known = kernels.topk_encode(w.x, w.W_enc, w.b_enc, 5, backend, dead).watched
+    with kernels.using(backend):
+        known = kernels.topk_encode(w.x, w.W_enc, w.b_enc, 5, dead).watched
     for narrow, wide in zip(gradients(w.x.detach().bfloat16()), gradients(w.x.detach()), strict=True):
         assert narrow.dtype == torch.float32
         assert (narrow - wide).norm() < 0.02 * wide.norm()
@@ -315,9 +317,9 @@ def test_triton_multiplies_in_the_dtype_of_autocast() -> None:
     w = Weights(tokens=6, d=16, d_hidden=64, seed=19, backend="triton")
 
     def gradients(x: Tensor, enabled: bool) -> list[Tensor]:
-        with torch.autocast(w.device, torch.bfloat16, enabled=enabled):
-            latents = kernels.topk_encode(x, w.W_enc, w.b_enc, 8, "triton")
-            errors, _ = kernels.squared_errors(latents, w.W_dec, w.y, (), "triton")
+        with torch.autocast(w.device, torch.bfloat16, enabled=enabled), kernels.using("triton"):
+            latents = kernels.topk_encode(x, w.W_enc, w.b_enc, 8)
+            errors, _ = kernels.squared_errors(latents, w.W_dec, w.y)
         return [latents.values, *torch.autograd.grad(errors.sum(), w.leaves[1:])]
 
     narrow = gradients(w.x.detach().bfloat16(), enabled=False)
@@ -342,7 +344,6 @@ def test_x_gets_a_gradient_only_when_it_asks() -> None:
         ({"b_enc": torch.zeros(8)}, r"b_enc is \[8\]: expected \[9\]"),
         ({"x": torch.zeros(4, 5)}, r"x is \[4, 5\] and W_enc is \[9, 3\]"),
         ({"x": torch.zeros(4, 3, device="meta")}, r"different devices"),
-        ({"backend": "gpu"}, r"backend = 'gpu'"),
     ],
 )
 def test_errors_name_what_is_wrong(change: dict, message: str) -> None:
@@ -351,21 +352,20 @@ def test_errors_name_what_is_wrong(change: dict, message: str) -> None:
         kernels.topk_encode(**(args | change))
 
 
+def test_an_unknown_backend_is_named_and_the_choice_ends_with_the_block() -> None:
+    with pytest.raises(ValueError, match="backend = 'gpu'"), kernels.using("gpu"):
+        pass
+    with kernels.using("reference"):
+        assert kernels._module(torch.zeros(1)) is kernels.reference
+    assert kernels._module(torch.zeros(1)) is cpu
+
+
 def test_decoder_errors_name_what_is_wrong() -> None:
     latents = kernels.topk_encode(torch.zeros(4, 3), torch.zeros(9, 3), torch.zeros(9), 2)
     with pytest.raises(ValueError, match="transpose it"):
         kernels.decode(latents, torch.zeros(3, 9))
     with pytest.raises(ValueError, match="strictly rising"):
         kernels.decode_nested(latents, torch.zeros(9, 3), (3, 3))
-
-
-def test_bucketed_recall_is_about_what_it_says() -> None:
-    w = Weights(tokens=500, d=32, d_hidden=1024, seed=11)
-    exact = kernels.topk_encode(w.x, w.W_enc, w.b_enc, 16).dense() > 0
-    for buckets in (64, 256):
-        found = kernels.bucketed_encode(w.x, w.W_enc, w.b_enc, 16, buckets).dense() > 0
-        recall = float((exact & found).sum() / exact.sum())
-        assert recall == pytest.approx(buckets / 16 * (1 - (1 - 1 / buckets) ** 16), abs=0.02)
 
 
 def test_jumprelu_gradients_follow_the_paper() -> None:
@@ -389,29 +389,27 @@ def test_the_transpose_is_shared_by_both_gradients_and_forgotten(backend: str) -
     w = Weights(tokens=4, d=3, d_hidden=9, seed=13, backend=backend)
     known = set(columns._columns_of)  # what tests before this one still hold
     latents = encode("topk", w, 2, backend)
-    kernels.decode_nested(latents, w.W_dec, (4, 9), backend).sum().backward()
+    with kernels.using(backend):
+        kernels.decode_nested(latents, w.W_dec, (4, 9)).sum().backward()
     assert set(columns._columns_of) - known == {latents.indices}
     del latents
     assert set(columns._columns_of) <= known
 
 
-@pytest.mark.parametrize("backend", ["cpu", "torch", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("prefixes", [(), (4, 40), (3, 9, 30)])
-def test_squared_errors_are_those_of_the_reconstructions(
-    backend: str, prefixes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_squared_errors_are_those_of_the_reconstructions(backend: str, prefixes: tuple[int, ...]) -> None:
     w = Weights(tokens=6, d=5, d_hidden=40, seed=14, backend=backend)
     w.y.requires_grad_()
-    if backend == "torch":
-        monkeypatch.setattr(cpu, "_numba_ops", lambda: None)
 
     def gradients(which: str) -> list[Tensor]:
         latents = encode("topk", w, 7, which)
-        errors, residual = kernels.squared_errors(latents, w.W_dec, w.y, prefixes, which)
+        with kernels.using(which):
+            errors, residual = kernels.squared_errors(latents, w.W_dec, w.y, prefixes)
         loss = (errors * torch.arange(1.0, len(errors) + 1, device=w.device)).sum()
         return [errors, residual, *torch.autograd.grad(loss, [*w.leaves, w.y])]
 
-    ours = gradients("cpu" if backend == "torch" else backend)
+    ours = gradients(backend)
     for a, b in zip(ours, gradients("reference"), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from tests_support import make_store
 
-from stages.params import parse
-from transcoders import Transcoder
+from stages.preset import AllParams
+from transcoders import Transcoder, load
 from transcoders.activations import store
 from transcoders.activations.reader import ShuffledReader
 from transcoders.activations.settings import SplitSettings
 from transcoders.activations.split import PARTS, documents_of, split_documents
 from transcoders.activations.store import Store
 from transcoders.core.errors import UserError
-from transcoders.dictionary.transcoder import TranscoderConfig
+from transcoders.dictionary.config import TranscoderConfig
 from transcoders.formats import circuit_tracer, saelens, sparsify
 from transcoders.formats.convert import folded
 
@@ -152,7 +152,7 @@ def test_parameters_of_a_wrong_type_are_refused_in_one_line_that_names_them(data
         node = node[key]
     wrong = data.draw(st.sampled_from(OTHERS[type(node)]))
     with pytest.raises(UserError) as refused:
-        parse(put(PARAMETERS, path, wrong), "params.yaml")
+        AllParams.parse(put(PARAMETERS, path, wrong), "params.yaml")
     assert "\n" not in str(refused.value)
     if type(node) is not dict:
         assert ".".join(path) in str(refused.value) or f"{path[0]}." in str(refused.value)
@@ -169,7 +169,7 @@ def test_unknown_parameters_are_refused_wherever_they_stand(path: tuple[Any, ...
         node = node[key]
     assume(isinstance(node, dict) and path != ("variants",))
     with pytest.raises(UserError, match=rf"{name}: unknown parameter") as refused:
-        parse(put(PARAMETERS, (*path, name), 1), "params.yaml")
+        AllParams.parse(put(PARAMETERS, (*path, name), 1), "params.yaml")
     assert "\n" not in str(refused.value)
 
 
@@ -184,8 +184,8 @@ def test_valid_parameters_survive_a_round_trip(k: int, d_hidden: int, rate: floa
     content["collect"]["seed"] = seed
     content["variants"] |= {name: {} for name in names}
     content["runs"]["variants"] = names
-    params = parse(content, "params.yaml")
-    assert parse(json.loads(params.model_dump_json()), "params.yaml") == params
+    params = AllParams.parse(content, "params.yaml")
+    assert AllParams.parse(json.loads(params.model_dump_json()), "params.yaml") == params
     assert (params.train.k, params.train.d_hidden, params.train.learning_rate) == (k, d_hidden, rate)
 
 
@@ -194,7 +194,7 @@ def test_a_variant_is_named_by_what_is_safe_in_paths_commands_and_pages(name: st
     content = copy.deepcopy(PARAMETERS)
     content["variants"][name] = {}
     with pytest.raises(UserError, match="variants"):
-        parse(content, "params.yaml")
+        AllParams.parse(content, "params.yaml")
 
 
 def model(encoder: str, d: int, d_hidden: int, k: int, skip: bool, seed: int) -> Transcoder:
@@ -235,7 +235,7 @@ def test_what_a_format_writes_it_reads_back(
         else:
             circuit_tracer.write({0: folded(trained)}, path, {})
             path = path / "layer_0.safetensors"
-        found = Transcoder.load(path)
+        found = load(path)
         assert torch.allclose(found(x), trained(x), atol=1e-4, rtol=1e-4)
         if target == "ours":
             assert found.config == trained.config
@@ -262,7 +262,7 @@ def test_no_value_in_a_header_or_config_raises_anything_but_a_line(kind: str, da
         content[data.draw(st.sampled_from(sorted(content)))] = data.draw(JUNK)
         config.write_text(json.dumps(content))
         try:
-            Transcoder.load(folder)
+            load(folder)
         except UserError as error:
             said = str(error)
         else:

@@ -14,8 +14,10 @@ from test_params import ROOT, changed
 from tests_support import make_store
 
 from stages import circuits
-from stages.params import parse
+from stages.preset import AllParams
+from transcoders.circuits import trace
 from transcoders.circuits.prompts import read_prompts
+from transcoders.circuits.settings import CircuitSettings
 from transcoders.core.errors import UserError
 from transcoders.language.model import load_tokenizer
 
@@ -35,8 +37,8 @@ def checkout(gemma, tmp_path_factory):
         runs__layers=[4, 12], runs__variants=VARIANTS, evaluate__bootstrap=20,
     )  # fmt: skip
     YAML().dump(params, root / "params.yaml")
-    (root / "prompts").mkdir()
-    YAML().dump(PROMPTS, root / "prompts/circuits.yaml")
+    (root / "inputs/prompts").mkdir(parents=True)
+    YAML().dump(PROMPTS, root / "inputs/prompts/circuits.yaml")
     (root / "data").mkdir()
     (root / "data/model").symlink_to(gemma)
     tokens = load_tokenizer(gemma)("In 1969 two astronauts walked on the Moon for the first time in history.")[
@@ -49,17 +51,17 @@ def checkout(gemma, tmp_path_factory):
         for seed, variant in enumerate(VARIANTS):
             model = random_transcoders([layer], d_model=640, d_hidden=64, k=4, seed=seed)[layer]
             model.save(root / f"models/{variant}-{layer}-0")
-    described = pd.DataFrame({"latent": range(64), "description": "some words", "score": 0.75})
-    (root / "data/features").mkdir()
-    described.to_parquet(root / "data/features/topk-4-0.parquet")
+            described = pd.DataFrame({"latent": range(64), "description": f"words of {layer}", "score": 0.75})
+            (root / f"data/features/{variant}-{layer}-0").mkdir(parents=True)
+            described.to_parquet(root / f"data/features/{variant}-{layer}-0/latents.parquet")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        circuits.run(0)
+        circuits.work(0)
     return root
 
 
 def test_every_variant_is_judged_and_compared(checkout):
-    metrics = json.loads((checkout / "metrics/circuits/0.json").read_text())
+    metrics = json.loads((checkout / "data/circuits/0/metrics.json").read_text())
     assert set(VARIANTS) <= set(metrics)
     for variant in VARIANTS:
         found = metrics[variant]
@@ -93,8 +95,8 @@ def test_there_is_a_graph_and_a_page_for_every_prompt(checkout):
 def test_a_description_is_shown_with_its_score(checkout):
     graph = json.loads((checkout / "data/circuits/0/graphs/topk-eiffel.json").read_text())
     labels = {node["layer"]: node["clerp"] for node in graph["nodes"] if "transcoder" in node["feature_type"]}
-    assert labels.get("4", "some words (score 0.75)") == "some words (score 0.75)"
-    assert labels["12"].startswith("L12 latent")
+    assert labels.get("4", "words of 4 (score 0.75)") == "words of 4 (score 0.75)"
+    assert labels["12"] == "words of 12 (score 0.75)"
 
 
 def test_connections_name_a_latent_of_an_earlier_layer(checkout):
@@ -110,24 +112,76 @@ def test_the_same_again_gives_the_same_bytes(checkout, monkeypatch, tmp_path):
     params = YAML().load(tmp_path / "again/params.yaml")
     params["runs"]["variants"] = ["topk"]
     YAML().dump(params, tmp_path / "again/params.yaml")
-    YAML().dump(PROMPTS[:1], tmp_path / "again/prompts/circuits.yaml")
-    circuits.run(0)
+    YAML().dump(PROMPTS[:1], tmp_path / "again/inputs/prompts/circuits.yaml")
+    circuits.work(0)
     for name in ("graphs/topk-eiffel.json", "topk-eiffel.html", "connections-topk.parquet"):
         found, expected = (root / "data/circuits/0" / name for root in (tmp_path / "again", checkout))
         assert found.read_bytes() == expected.read_bytes(), name
 
 
+def test_one_call_traces_a_prompt(checkout, gemma):
+    prompt = ("The Eiffel Tower is in", " Paris", " London")
+    settings = CircuitSettings(max_latents=60)
+    folders = {layer: checkout / f"models/topk-{layer}-0" for layer in (4, 12)}
+    traced = trace(*prompt, transcoders=folders, model=gemma, settings=settings)
+    table = pd.read_csv(checkout / "data/circuits/0/prompts.csv").set_index(["variant", "prompt"])
+    assert traced.metrics["difference"] == pytest.approx(table.loc[("topk", "eiffel"), "difference"], rel=1e-4)
+    assert traced.metrics["completeness_error"] < 1e-3
+    assert traced.facts()["graph latents"] == f"{traced.metrics['graph_latents']:.4g}"
+    assert "".join(traced.words) == f"<bos>{prompt[0]}"
+    written = (checkout / "data/circuits/0/topk-eiffel.html").read_text()
+    drawn = traced.page(
+        {(layer, latent): f"words of {layer} (score 0.75)" for layer in folders for latent in range(64)}
+    )
+    assert "words of 12 (score 0.75)" in drawn
+    assert svg_of(drawn) == svg_of(written)
+
+
+def svg_of(html):
+    return html[html.index("<svg") : html.index("</svg>")]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "layers", "message"),
+    [
+        (("The capital is", " Paris", " Paris and London"), [4], "' Paris' and foil ' Paris and London' begin with"),
+        (("", " Paris", " London"), [4], "text: is empty"),
+        (("The capital is", "", " London"), [4], "answer: is empty"),
+        (("The capital is", " Paris", " London"), [], "transcoders: there is none"),
+        (("The capital is", " Paris", " London"), [77], "for layer 77; this model has layers 0 to 17"),
+    ],
+)
+def test_what_cannot_be_traced_is_refused(checkout, gemma, prompt, layers, message):
+    folders = dict.fromkeys(layers, checkout / "models/topk-4-0")
+    with pytest.raises(UserError, match=message):
+        trace(*prompt, transcoders=folders, model=gemma)
+
+
+def test_prompts_outside_inputs_are_refused(checkout, monkeypatch, tmp_path):
+    monkeypatch.chdir(checkout)
+    shutil.copy("params.yaml", tmp_path)
+    params = YAML().load(checkout / "params.yaml")
+    params["circuits"]["prompts"] = str(tmp_path / "mine.yaml")
+    before = (checkout / "params.yaml").read_bytes()
+    YAML().dump(params, checkout / "params.yaml")
+    try:
+        with pytest.raises(UserError, match=r"circuits\.prompts: .*copy it there.*inputs/prompts/mine\.yaml"):
+            circuits.work(0)
+    finally:
+        (checkout / "params.yaml").write_bytes(before)
+
+
 def test_a_seed_without_runs_is_refused():
     with pytest.raises(UserError, match=r"circuits\.seeds: seed 3 is not in runs\.seeds"):
-        parse(changed(circuits__seeds=[3]), "params.yaml")
+        AllParams.parse(changed(circuits__seeds=[3]), "params.yaml")
 
 
 def test_the_stage_is_off_as_delivered():
-    assert parse(changed(), "params.yaml").circuits.seeds == []
+    assert AllParams.parse(changed(), "params.yaml").circuits.seeds == []
 
 
 def test_the_delivered_prompts_are_of_four_tasks():
-    prompts = read_prompts(ROOT / "prompts/circuits.yaml")
+    prompts = read_prompts(ROOT / "inputs/prompts/circuits.yaml")
     assert {prompt.task for prompt in prompts} == {"factual recall", "induction", "agreement", "first letter"}
 
 

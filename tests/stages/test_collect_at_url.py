@@ -12,7 +12,7 @@ from tests_support import tiny_gemma
 from stages import collect as stage
 from transcoders.activations import store
 from transcoders.activations.store import POINTER, Store
-from transcoders.collecting import capture
+from transcoders.collecting import rows
 from transcoders.core.errors import UserError
 from transcoders.core.files import cache_folder
 from transcoders.core.places import UnreachableError
@@ -41,15 +41,16 @@ def collect(s3, model, tmp_path, monkeypatch):
     (tmp_path / "data/model").symlink_to(model)
     rng = np.random.default_rng(0)
     numbers = rng.integers(2, 100, (60, 40)).astype(str)
-    (tmp_path / "numbers.txt").write_text("\n\n".join(map(" ".join, numbers)))
+    (tmp_path / "inputs/text").mkdir(parents=True)
+    (tmp_path / "inputs/text/numbers.txt").write_text("\n\n".join(map(" ".join, numbers)))
 
     def run(**changes):
         params = YAML(typ="safe").load(ROOT / "params.yaml")
-        text = {"source": "file", "path": "numbers.txt"}
+        text = {"source": "file", "path": "inputs/text/numbers.txt"}
         params["collect"] |= {"layers": [LAYER], "tokens": 1500, "context_length": 32, "text": text} | changes
         params["runs"]["layers"] = [LAYER]
         YAML().dump(params, tmp_path / "params.yaml")
-        stage.run()
+        stage.main()
         return tmp_path / f"data/activations/layer_{LAYER}.zarr"
 
     return run
@@ -72,23 +73,23 @@ def contents(s3, folder):
 def test_the_bytes_are_those_of_a_local_store_and_no_rerun_changes_them(collect, s3, monkeypatch):
     folder = collect()
     local = local_contents(folder)
-    metrics = Path("metrics/collect.json").read_bytes()
+    metrics = Path("data/collect.json").read_bytes()
     said = pointer(collect(url=URL))
     assert contents(s3, folder) == local
-    assert Path("metrics/collect.json").read_bytes() == metrics
+    assert Path("data/collect.json").read_bytes() == metrics
     assert Store(folder).tokens > 1000
     other = pointer(collect(url=URL, dtype="bfloat16"))
     assert other["url"] != said["url"]
     assert Store(other["url"]).attributes["dtype"] == "bfloat16"
     before = s3.files.find("bucket", detail=True)
-    monkeypatch.setattr(capture, "forward", None)  # nothing is computed
+    monkeypatch.setattr(rows, "forward", None)  # nothing is computed
     assert pointer(collect(url=URL)) == said
     assert s3.files.find("bucket", detail=True) == before
 
 
 @pytest.mark.parametrize("elsewhere", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_half_written_store_is_refused_then_continued_or_elsewhere_redone(collect, s3, monkeypatch, elsewhere):
-    real, calls, last = capture.forward, [], [100]
+    real, calls, last = rows.forward, [], [100]
 
     def counting(*arguments):
         calls.append(1)
@@ -96,7 +97,7 @@ def test_a_half_written_store_is_refused_then_continued_or_elsewhere_redone(coll
             raise InterruptedError
         return real(*arguments)
 
-    monkeypatch.setattr(capture, "forward", counting)
+    monkeypatch.setattr(rows, "forward", counting)
     whole = local_contents(collect())
     batches = len(calls)
     shutil.rmtree(cache_folder("collect"))
@@ -116,14 +117,14 @@ def test_a_half_written_store_is_refused_then_continued_or_elsewhere_redone(coll
 
 
 def test_a_server_that_goes_away_while_collecting_is_one_line(collect, s3, monkeypatch):
-    real = capture.forward
-    monkeypatch.setattr(capture, "forward", lambda *arguments: (s3.stop(), real(*arguments))[1])
+    real = rows.forward
+    monkeypatch.setattr(rows, "forward", lambda *arguments: (s3.stop(), real(*arguments))[1])
     with pytest.raises(UnreachableError, match=r"^s3://bucket/project/layer_1-\w+\.zarr: cannot be reached"):
         collect(url=URL)
     assert not Path("data/activations").exists()
 
 
 def test_a_bucket_that_is_not_there_is_told_before_anything_is_computed(collect, monkeypatch):
-    monkeypatch.setattr(capture, "forward", None)
+    monkeypatch.setattr(rows, "forward", None)
     with pytest.raises(UserError, match=r"^s3://absent/project/layer_1-.*: there is no such bucket"):
         collect(url="s3://absent/project")

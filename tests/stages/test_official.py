@@ -1,4 +1,4 @@
-from stages.official import layer_of, names_of
+from transcoders.formats.references import layer_of, names_of
 
 
 def test_a_reference_may_say_its_layer():

@@ -8,18 +8,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from ruamel.yaml import YAML
 
-from stages.plot import run, shares, thin
+from stages import plot
 from transcoders.core.errors import UserError
-from transcoders.figures import runs as figures
+from transcoders.figures import style as figures
+from transcoders.figures.tables import shares, thin
 
 ROOT = Path(__file__).parents[2]
-RUNS = ["topk-9-0", "nested-9-0", "topk-0-0"]
+RUNS = ["topk-9-0", "topk-0-0", "nested-9-0", "nested-0-0"]
 PLAIN_FIGURES = ["comparison", "detection_scores", "firing_density", "frontier", "training_curves"]
-FIGURES = [*PLAIN_FIGURES, "dead_by_group", "decoder_overlap", "prefixes", "stages"]
+FIGURES = [*PLAIN_FIGURES, "dead_by_group", "decoder_overlap", "phases", "prefixes"]
 
 
-def history(steps: int, stages: int = 0) -> pd.DataFrame:
+def history(steps: int, phases: int = 0) -> pd.DataFrame:
     step = np.arange(1, steps + 1)
     fall = 0.2 + np.exp(-step / 50)
     return pd.DataFrame(
@@ -27,7 +29,7 @@ def history(steps: int, stages: int = 0) -> pd.DataFrame:
             "step": step,
             "tokens": 1024 * step,
             "epoch": step / steps,
-            "stage": 1 + (step > steps / 2) * stages,
+            "phase": 1 + (step > steps / 2) * phases,
             "latents": np.where(step > steps / 2, 5120, 640),
             "loss": fall + 0.01,
             "nmse": fall,
@@ -57,6 +59,7 @@ def comparison() -> pd.DataFrame:
         ("topk-9-0", "trained", "topk", 9, 32.0, 0.24, 0.93),
         ("nested-9-0", "trained", "nested", 9, 32.0, 0.26, 0.92),
         ("topk-0-0", "trained", "topk", 0, 32.0, 0.08, 0.99),
+        ("nested-0-0", "trained", "nested", 0, 32.0, 0.09, 0.98),
         ("mean-9", "baseline", "mean", 9, None, 1.0, 0.0),
         ("untrained-9", "baseline", "untrained", 9, 32.0, 1.3, -0.1),
         ("scope-9", "official", "jumprelu", 9, 14.0, 0.31, None),
@@ -79,20 +82,31 @@ def overlap(nested: bool) -> pd.DataFrame:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with the results of three runs."""
     for name in RUNS:
         (tmp_path / "models" / name).mkdir(parents=True)
         nested = name.startswith("nested")
-        history(3000, stages=int(nested)).to_csv(tmp_path / "models" / name / "history.csv", index=False)
+        history(3000, phases=int(nested)).to_csv(tmp_path / "models" / name / "history.csv", index=False)
         tables = {"density": density(), "groups": groups(nested), "overlap": overlap(nested), "scores": scores()}
         for kind, table in tables.items():
-            (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
-            table.to_csv(tmp_path / "data" / kind / f"{name}.csv", index=False)
-    comparison().to_csv(tmp_path / "data/compare.csv", index=False)
+            path = tmp_path / "data" / ("features" if kind == "scores" else "evaluate") / name / f"{kind}.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            table.to_csv(path, index=False)
+    for folder in ("compare", "pruned"):
+        (tmp_path / "data" / folder).mkdir()
+    comparison().to_csv(tmp_path / "data/compare/runs.csv", index=False)
+    write_params(tmp_path, ["topk", "nested"])
     cut = pd.DataFrame({"name": ["topk-9-0"], "layer": 9, "latents": 640, "k": 16, "l0": 16.0, "fvu": 0.6})
-    cut.assign(loss_recovered=0.5).to_csv(tmp_path / "data/pruned.csv", index=False)
+    cut.assign(loss_recovered=0.5).to_csv(tmp_path / "data/pruned/layer_9.csv", index=False)
+    cut.iloc[:0].assign(loss_recovered=[]).to_csv(tmp_path / "data/pruned/layer_0.csv", index=False)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def write_params(root: Path, variants: list[str]) -> None:
+    runs = {"variants": variants, "layers": [9, 0], "seeds": [0]}
+    YAML().dump({"runs": runs}, root / "params.yaml")
 
 
 def files_under(folder: Path) -> dict[str, bytes]:
@@ -101,9 +115,9 @@ def files_under(folder: Path) -> dict[str, bytes]:
 
 
 def test_tables_and_figures_are_written_and_are_the_same_bytes_again(root: Path) -> None:
-    run(RUNS, root)
+    plot.work()
     first = files_under(root / "plots")
-    run(RUNS, root)
+    plot.work()
 
     assert files_under(root / "plots") == first
     assert sorted(first) == sorted(
@@ -114,7 +128,7 @@ def test_tables_and_figures_are_written_and_are_the_same_bytes_again(root: Path)
 
 
 def test_curves_are_thinned_and_keep_the_ends_and_every_validation(root: Path) -> None:
-    run(RUNS, root)
+    plot.work()
     curves = pd.read_csv(root / "plots/data/curves.csv")
 
     assert list(curves.columns) == ["run", *history(1).columns]
@@ -145,14 +159,15 @@ def test_density_is_a_share_per_bin_at_the_bins_centre() -> None:
 
 
 def test_one_run_with_nothing_else_can_be_plotted(root: Path) -> None:
-    comparison().head(1).to_csv(root / "data/compare.csv", index=False)
-    run(RUNS[:1], root)
+    comparison().head(1).to_csv(root / "data/compare/runs.csv", index=False)
+    YAML().dump({"runs": {"variants": ["topk"], "layers": [9], "seeds": [0]}}, root / "params.yaml")
+    plot.work()
     assert (root / "plots/figures/frontier.png").stat().st_size > 10_000
     assert sorted(path.stem for path in (root / "plots/figures").glob("*.png")) == PLAIN_FIGURES
 
 
 def test_prefixes_of_nested_runs_stand_beside_pruned_plain_ones(root: Path) -> None:
-    run(RUNS, root)
+    plot.work()
     table = pd.read_csv(root / "plots/data/prefixes.csv").set_index("name")
     assert table.loc["nested-9-0", "latents"].tolist() == [640, 5120]
     assert table.loc["topk-9-0 pruned", ["run", "layer", "fvu"]].tolist() == ["topk-9-0", 9, 0.6]
@@ -170,22 +185,22 @@ def test_the_seeds_of_a_variant_share_a_colour_and_a_legend_entry() -> None:
     ("file", "stage"),
     [
         ("models/topk-9-0/history.csv", "train@topk-9-0"),
-        ("data/density/topk-9-0.csv", "evaluate@topk-9-0"),
-        ("data/compare.csv", "compare"),
+        ("data/evaluate/topk-9-0/density.csv", "evaluate@topk-9-0"),
+        ("data/compare/runs.csv", "compare"),
     ],
 )
 @pytest.mark.parametrize("content", [None, ""])
 def test_a_missing_or_empty_input_is_named_with_its_stage_and_nothing_is_replaced(
     root: Path, file: str, stage: str, content: str | None
 ) -> None:
-    run(RUNS, root)
+    plot.work()
     before = files_under(root / "plots")
     (root / file).unlink()
     if content is not None:
         (root / file).write_text(content)
 
     with pytest.raises(UserError, match=f"{file}.*dvc repro .*{stage}") as caught:
-        run(RUNS, root)
+        plot.work()
 
     assert "\n" not in str(caught.value)
     assert files_under(root / "plots") == before
@@ -210,7 +225,7 @@ def colour_ranges(node: object) -> list[list[str]]:
     return own + [found for child in node.values() for found in colour_ranges(child)]
 
 
-@pytest.mark.parametrize("module", ["stages.plot", "stages.plots_page"])
+@pytest.mark.parametrize("module", ["stages.plot", "transcoders.figures.plots_page"])
 def test_help_is_there(module: str) -> None:
     done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0

@@ -12,7 +12,8 @@ from ruamel.yaml import YAML
 from tests_support import make_store
 
 from stages import collect, evaluate, split, train
-from stages.runs import Run, open_inputs
+from stages.common.inputs import open_inputs
+from stages.common.paths import Run
 from transcoders.activations.recompute import open_store
 from transcoders.collecting.settings import TextSettings
 from transcoders.collecting.text import documents
@@ -33,11 +34,12 @@ def checkout(tmp_path, monkeypatch, gemma):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/model").symlink_to(gemma)
     texts = [document.text[:1000] for document in islice(documents(TextSettings()), 40)]
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (tmp_path / "inputs/text").mkdir(parents=True)
+    (tmp_path / "inputs/text/text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     params = YAML().load(ROOT / "params.yaml")
     params["collect"] |= {
         "layers": [2], "tokens": 1500, "context_length": 64, "dtype": "int8", "codec": "zstd", "outputs": "recomputed",
-        "text": {"source": "file", "path": str(tmp_path / "text.jsonl"), "column": "text"},
+        "text": {"source": "file", "path": "inputs/text/text.jsonl", "column": "text"},
     }  # fmt: skip
     params["split"] |= {"validation": 0.2, "test": 0.2}
     params["runs"] |= {"layers": [2]}
@@ -47,17 +49,17 @@ def checkout(tmp_path, monkeypatch, gemma):
 
 
 def test_int8_compressed_x_alone_serves_the_stages(checkout):
-    collect.run()
+    collect.main()
     assert not (STORE / "mlp_out").exists()
-    split.run()
+    split.work()
     store = open_inputs(2, CPU).store
     assert store.attributes["stored_bytes"]["mlp_in"] < 0.8 * store.tokens * store.d_model
     y = store.rows("mlp_out", 0, store.tokens)
     exact = torch.tensor(store.attributes["mlp_out_mean"])  # of the y that the model gave
     assert float((y.mean(0) - exact).norm() / exact.norm()) < 0.02
-    train.run(RUN)
-    evaluate.run(RUN)
-    assert json.loads(Path(f"metrics/evaluate/{RUN.name}.json").read_text())["fvu"] < 1
+    train.work(RUN)
+    evaluate.work(RUN)
+    assert json.loads(Path(f"data/evaluate/{RUN.name}/metrics.json").read_text())["fvu"] < 1
 
     with pytest.raises(UserError, match=r"nowhere: holds no model, but .*layer_2\.zarr needs one.*dvc repro model"):
         open_store(STORE, Path("nowhere"), CPU)
@@ -73,5 +75,5 @@ def test_training_reads_every_kind(checkout, kind):
     make_store(STORE, x, x, documents=np.arange(1000) // 250, **kind)
     parts = {"title": list("abcd"), "split": ["train", "train", "validation", "test"]}
     pd.DataFrame(parts).to_parquet("data/split.parquet")
-    train.run(RUN)
-    assert json.loads(Path(f"metrics/train/{RUN.name}.json").read_text())["best_validation_nmse"] < 1
+    train.work(RUN)
+    assert json.loads((RUN.model / "metrics.json").read_text())["best_validation_nmse"] < 1

@@ -10,10 +10,9 @@ import psutil
 from training_support import CPU, trainer
 
 from transcoders.activations.store import Store
-from transcoders.training.loop import Trainer
-from transcoders.training.together import train
+from transcoders.training.step import Stepper
 
-STEP = Trainer._step
+TAKE = Stepper.take
 LEAKS = {
     "none": lambda kept, batch: None,
     "files": lambda kept, batch: kept.append(open("/dev/null")),  # noqa: SIM115
@@ -25,16 +24,16 @@ def watch(store, folder, steps, leak, kept):
     """Train with reader, validation and checkpoints; after a warm-up, bytes a step, and the spread of the rest."""
     process, seen = psutil.Process(), []
 
-    def look(trainer):
+    def look(history):
         gc.collect()
-        seen.append((trainer.step, process.memory_info().rss, process.num_fds(), process.num_threads()))
+        seen.append((history.rows[-1]["step"], process.memory_info().rss, process.num_fds(), process.num_threads()))
 
-    def leaking(self, batch):
+    def leaking(self, phase, batch, number, dead):
         LEAKS[leak](kept, batch)
-        return STEP(self, batch)
+        return TAKE(self, phase, batch, number, dead)
 
-    Trainer._step = leaking
-    train([trainer(store, folder / leak, device=CPU, epochs=steps // 30, log_every=15, validate_every=15)], look)
+    Stepper.take = leaking
+    trainer(store, folder / leak, device=CPU, epochs=steps // 30, log_every=15, validate_every=15).train(look)
     warm = np.array(seen[len(seen) // 3 :], dtype=np.float64)
     spread = np.ptp(warm, axis=0)
     return {"bytes": np.polyfit(warm[:, 0], warm[:, 1], 1)[0], "files": spread[2], "threads": spread[3]}

@@ -4,10 +4,9 @@ from training_support import DEVICE, run, trainer, weights_of
 
 from transcoders.activations.reader import Batch
 from transcoders.core.errors import UserError
-from transcoders.training.loop import Trainer
 from transcoders.training.optimiser import Adam
 from transcoders.training.schedule import learning_rate
-from transcoders.training.together import train
+from transcoders.training.step import Stepper
 
 
 def test_training_learns_a_planted_dictionary(planted, tmp_path):
@@ -17,7 +16,7 @@ def test_training_learns_a_planted_dictionary(planted, tmp_path):
     assert losses[-1] < 0.5 * losses[0]
     assert result.best_nmse < 0.1
     assert torch.allclose(weights_of(t)["W_dec"].norm(dim=1), torch.ones(64), atol=1e-5)
-    assert result.history[-1]["step"] == t.steps == 8 * 30
+    assert result.history[-1]["step"] == t.schedule.steps == 8 * 30
     assert result.history[-1]["l0"] <= 4
 
 
@@ -25,9 +24,7 @@ def test_training_learns_a_planted_dictionary(planted, tmp_path):
 def test_two_runs_give_the_same_bytes(planted, tmp_path, skip):
     runs = []
     for name in ("a", "b"):
-        t = trainer(planted, tmp_path / name, epochs=1)
-        if skip:
-            t.settings = t.settings.model_copy(update={"lambda_sparsity": 1e-3})
+        t = trainer(planted, tmp_path / name, {"skip": skip}, epochs=1, lambda_sparsity=1e-3 if skip else 0.0)
         history = run(t).history
         runs.append((weights_of(t), history))
     assert all(torch.equal(runs[0][0][n], runs[1][0][n]) for n in runs[0][0])
@@ -43,14 +40,14 @@ def test_a_killed_run_continues_to_the_same_bytes(planted, tmp_path, kill_at, mo
     whole = trainer(planted, tmp_path / "whole")
     expected = run(whole)
     cut = trainer(planted, tmp_path / "cut")
-    step = Trainer._step
+    take = Stepper.take
 
-    def failing(self, batch):
-        if self.step == kill_at:
+    def failing(self, phase, batch, number, dead):
+        if number == kill_at:
             raise KilledError
-        return step(self, batch)
+        return take(self, phase, batch, number, dead)
 
-    monkeypatch.setattr(Trainer, "_step", failing)
+    monkeypatch.setattr(Stepper, "take", failing)
     with pytest.raises(KilledError):
         run(cut)
     monkeypatch.undo()
@@ -76,7 +73,7 @@ def test_the_best_model_is_the_one_with_the_lowest_validation_loss(planted, tmp_
 
 def test_a_diverging_run_stops_and_says_what_to_lower(planted, tmp_path):
     t = trainer(planted, tmp_path / "c")
-    t.start.statistics.y_mean[0] = float("nan")
+    t.job.start.statistics.y_mean[0] = float("nan")
     with pytest.raises(UserError, match=r"train\.learning_rate: the loss is nan at step"):
         run(t)
 
@@ -90,12 +87,12 @@ def test_dead_latents_learn_only_through_auxk(planted, tmp_path):
     x, y = (planted.rows(name, 0, 200).to(DEVICE) for name in ("mlp_in", "mlp_out"))
     for coefficient in (0.0, 1.0):
         t = trainer(planted, tmp_path / "c", aux_coefficient=coefficient, dead_boost=0.0)
-        t._initialise()
+        t._begin()
         with torch.no_grad():
             t.model.b_enc[8:] += 1000.0  # so that the first eight are never among the top k
-        t.since_fired[:8] = 10**6
+        t.state.since_fired[:8] = 10**6
         before = t.model.W_dec.clone()
-        t._step(Batch(x, y))
+        t.stepper.take(t.phase, Batch(x, y), 0, t.state.dead(t.phase.plan, 1000))
         moved = ((t.model.W_dec - before).abs() > 1e-5).any(1)
         assert moved[8:].any()
         assert moved[:8].any() == (coefficient > 0)
@@ -124,8 +121,8 @@ def test_a_step_is_adam_on_the_clipped_gradient_and_keeps_decoder_rows_unit(plan
 
 
 def silence(t):
-    t._initialise()
-    t._initialise = lambda: None
+    t._begin()
+    t._begin = lambda: None
     with torch.no_grad():
         t.model.b_enc[5] = -20.0
 
@@ -134,11 +131,11 @@ def test_a_dead_latent_is_pushed_until_it_fires(planted, tmp_path):
     t = trainer(planted, tmp_path / "c", dead_boost=0.5, aux_coefficient=0.0, epochs=6)
     silence(t)
     run(t)
-    assert t.since_fired[5] < 1000
+    assert t.state.since_fired[5] < 1000
     without = trainer(planted, tmp_path / "d", dead_boost=0.0, aux_coefficient=0.0, epochs=6)
     silence(without)
     run(without)
-    assert without.since_fired[5] == without.steps * 200
+    assert without.state.since_fired[5] == without.schedule.steps * 200
 
 
 def test_the_learning_rate_rises_holds_and_falls():
@@ -147,37 +144,3 @@ def test_the_learning_rate_rises_holds_and_falls():
     assert rates[10:80] == [2.0] * 70
     assert rates[99] == pytest.approx(0.1)
     assert sorted(rates[80:], reverse=True) == rates[80:]
-
-
-def test_runs_that_share_their_batches_end_with_the_bytes_that_each_has_alone(planted, tmp_path, monkeypatch):
-    variants = {
-        "plain": {},
-        "nested": {"prefixes": (0.25, 1), "prefix_k": (0.5, 1)},
-        "progressive": {"prefixes": (0.25, 1), "prefix_k": (0.5, 1), "training": "progressive"},
-    }
-    alone = {name: trainer(planted, tmp_path / name, variant) for name, variant in variants.items()}
-    expected = {name: run(t) for name, t in alone.items()}
-
-    def together():
-        return {name: trainer(planted, tmp_path / f"{name}2", variant) for name, variant in variants.items()}
-
-    step, killed = Trainer._step, together()
-
-    def failing(self, batch):
-        if self is killed["nested"] and self.step == 55:  # the plain one has taken this step, all saved the 55th
-            raise KilledError
-        return step(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", failing)
-        with pytest.raises(KilledError):
-            train(list(killed.values()))
-    (tmp_path / "plain2").unlink()
-    again = together()
-    results = train(list(again.values()))
-    for name, result in zip(variants, results, strict=True):
-        assert result.history == expected[name].history
-        assert all(torch.equal(weights_of(alone[name])[n], v) for n, v in weights_of(again[name]).items())
-        finished = trainer(planted, tmp_path / f"{name}2", variants[name])
-        assert run(finished).history == expected[name].history, "from its finished checkpoint"
-        assert not (tmp_path / f"{name}2").exists()

@@ -8,10 +8,12 @@ from training_support import DEVICE, EVERYTHING, run, trainer, weights_of
 from transcoders import kernels
 from transcoders.activations.reader import Batch, ordered_batches
 from transcoders.core.errors import UserError
-from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig
+from transcoders.dictionary.config import TranscoderConfig
+from transcoders.dictionary.transcoder import Transcoder
 from transcoders.training.objective import Objective
-from transcoders.training.phases import plan
+from transcoders.training.phases import phase_plans
 from transcoders.training.settings import TrainSettings, VariantSettings
+from transcoders.training.step import Stepper
 
 NESTED = {"prefixes": (0.25, 0.5, 1), "prefix_k": (0.5, 0.75, 1)}
 PROGRESSIVE = {**NESTED, "training": "progressive"}
@@ -33,7 +35,7 @@ VARIANTS = {
     "progressive_batchtopk": {**PROGRESSIVE, "encoder": "batchtopk"},
     "progressive_relu": {**PROGRESSIVE, "encoder": "relu"},
     "projected": {**PROGRESSIVE, "orthogonality": "projection"},
-    "unfrozen": {**PROGRESSIVE, "previous_lr_scale": 0.3, "joint_finish": 0.3, "new_latents": "random"},
+    "unfrozen": {**PROGRESSIVE, "previous_lr_scale": 0.3, "joint_finish": 0.3},
 }
 
 
@@ -48,17 +50,17 @@ def test_every_variant_learns_and_a_killed_run_continues_to_the_same_bytes(plant
     errors = [row["nmse"] for row in expected.history]
     assert errors[-1] < 0.8 * errors[0]
     assert torch.allclose(weights_of(whole)["W_dec"].norm(dim=1), torch.ones(64), atol=1e-5)
-    for kill_at in np.random.default_rng(len(name)).integers(12, whole.steps, 3):
+    for kill_at in np.random.default_rng(len(name)).integers(12, whole.schedule.steps, 3):
         cut = trainer(planted, tmp_path / "cut", VARIANTS[name], epochs=4)
-        step = type(cut)._step
+        take = Stepper.take
 
-        def failing(self, batch, kill_at=kill_at, step=step):
-            if self.step == kill_at:
+        def failing(self, phase, batch, number, dead, kill_at=kill_at, take=take):
+            if number == kill_at:
                 raise KilledError
-            return step(self, batch)
+            return take(self, phase, batch, number, dead)
 
         with monkeypatch.context() as patch:
-            patch.setattr(type(cut), "_step", failing)
+            patch.setattr(Stepper, "take", failing)
             with pytest.raises(KilledError):
                 run(cut)
         resumed = trainer(planted, tmp_path / "cut", VARIANTS[name], epochs=4)
@@ -78,10 +80,11 @@ def test_micro_batches_give_the_gradients_of_the_batch(planted, tmp_path, name, 
     for size in (None, 66):
         changes = {"micro_batch_size": size, "aux_every": 4, "aux_coefficient": 1.0, "precision": precision}
         t = trainer(planted, tmp_path / "c", VARIANTS[name], **changes)
-        t._initialise()
+        t._begin()
         dead = torch.arange(5, device=DEVICE)
-        t._backward_that_fits(x / t.model.config.input_scale, y / t.model.config.output_scale, dead)
-        gradients.append({name: p.grad for name, p in t.part.named_parameters() if p.grad is not None})
+        batch = Batch(x / t.model.config.input_scale, y / t.model.config.output_scale)
+        t.stepper.gradients(t.phase, batch, 0, dead)
+        gradients.append({name: p.grad for name, p in t.phase.part.named_parameters() if p.grad is not None})
     assert {"W_enc", "W_dec"} <= set(gradients[0])
     for key, whole in gradients[0].items():
         assert (gradients[1][key] - whole).norm() <= tolerance * whole.norm(), key
@@ -162,28 +165,28 @@ def test_no_gradient_passes_between_groups_with_stop_gradient():
 
 
 @pytest.mark.parametrize("name", ["progressive", "progressive_skip", "projected", "progressive_batchtopk"])
-def test_a_stage_leaves_frozen_latents_bit_identical(planted, tmp_path, name):
+def test_a_phase_leaves_frozen_latents_bit_identical(planted, tmp_path, name):
     t = trainer(planted, tmp_path / "c", VARIANTS[name])
     seen = []
-    enter = t._enter
+    enter = t._phase
 
-    def entering(stage):
-        seen.append((stage.new, {n: v.clone() for n, v in t.model.truncate(stage.new).state_dict().items()}))
-        enter(stage)
+    def entering(plan):
+        seen.append((plan.new, {n: v.clone() for n, v in t.model.truncate(plan.new).state_dict().items()}))
+        return enter(plan)
 
-    t._enter = entering
+    t._phase = entering
     run(t)
     assert [new for new, _ in seen] == [16, 32]
     for new, weights in seen:
         for key, value in t.model.truncate(new).state_dict().items():
             assert torch.equal(value, weights[key]), key
-    assert {row["stage"]: row["latents"] for row in t.history} == {1: 16, 2: 32, 3: 64}
+    assert {row["phase"]: row["latents"] for row in t.history.rows} == {1: 16, 2: 32, 3: 64}
 
 
 def test_projection_keeps_new_rows_orthogonal_to_their_neighbours(planted, tmp_path):
     t = trainer(planted, tmp_path / "c", VARIANTS["projected"] | {"orthogonality_neighbours": 3})
     run(t)
-    near = t.model.W_dec[:32][t.projection.neighbours]
+    near = t.model.W_dec[:32][t.phase.projection.neighbours]
     assert near.shape == (32, 3, 16)
     assert torch.einsum("ncd,nd->nc", near, t.model.W_dec[32:]).abs().max() < 1e-5
 
@@ -240,22 +243,22 @@ def test_a_truncated_transcoder_is_the_prefix_of_the_whole(planted, tmp_path, na
         model.truncate(17)
 
 
-def test_stages_share_the_steps_out():
-    variant = VariantSettings(**PROGRESSIVE, stage_fractions=(0.5, 0.3, 0.2), joint_finish=0.1)
+def test_phases_share_the_steps_out():
+    variant = VariantSettings(**PROGRESSIVE, phase_fractions=(0.5, 0.3, 0.2), joint_finish=0.1)
     config = TranscoderConfig(d_in=4, d_out=4, d_hidden=64, k=8, prefixes=(16, 32, 64), prefix_k=(4, 6, 8))
-    stages = plan(config, variant, 1000)
-    assert [(s.first_step, s.steps, s.new, s.stop, s.frozen) for s in stages] == [
+    plans = phase_plans(config, variant, 1000)
+    assert [(s.first_step, s.steps, s.new, s.stop, s.frozen) for s in plans] == [
         (0, 450, 0, 16, False), (450, 270, 16, 32, True), (720, 180, 32, 64, True), (900, 100, 0, 64, False),
     ]  # fmt: skip
     with pytest.raises(ValueError, match="has no step"):
-        plan(config, variant, 3)
+        phase_plans(config, variant, 3)
 
 
-def test_a_stage_starts_again_with_a_small_rate_and_fresh_moments(planted, tmp_path):
+def test_a_phase_starts_again_with_a_small_rate_and_fresh_moments(planted, tmp_path):
     t = trainer(planted, tmp_path / "c", PROGRESSIVE, log_every=1)
     history = run(t).history
-    for stage in (1, 2, 3):
-        rates = [row["learning_rate"] for row in history if row["stage"] == stage]
+    for phase in (1, 2, 3):
+        rates = [row["learning_rate"] for row in history if row["phase"] == phase]
         assert rates[0] < rates[5] == pytest.approx(3e-3)
         assert rates[-1] < 0.3 * rates[5]
 
@@ -266,7 +269,7 @@ def test_a_stage_starts_again_with_a_small_rate_and_fresh_moments(planted, tmp_p
     ({"prefixes": (0.5, 1)}, "prefix_k: give a share of k for each of the 2 prefixes"),
     ({**NESTED, "prefix_k": (0.5, 1)}, "has 2 numbers for 3 prefixes"),
     ({"training": "progressive"}, "need prefixes"),
-    ({**PROGRESSIVE, "stage_fractions": (0.5, 0.4, 0.3)}, "add up to 1.2"),
+    ({**PROGRESSIVE, "phase_fractions": (0.5, 0.4, 0.3)}, "add up to 1.2"),
     ({**NESTED, "orthogonality": "projection"}, "projection needs progressive training"),
 ])  # fmt: skip
 def test_contradictions_in_a_variant_are_told(mistake, message):
@@ -281,14 +284,14 @@ def test_ks_rise_by_at_least_one_with_every_prefix():
     assert variant.sizes(5120) == (320, 640, 1280, 2560, 5120)
 
 
-def test_validation_of_a_stage_is_of_the_latents_so_far(planted, tmp_path):
+def test_validation_of_a_phase_is_of_the_latents_so_far(planted, tmp_path):
     t = trainer(planted, tmp_path / "c", PROGRESSIVE)
     result = run(t)
-    by_stage = [row["validation_nmse"] for row in result.history if row["validation_nmse"] is not None]
-    assert by_stage[-1] < by_stage[0]
-    assert result.best_step > t.stages[-1].first_step
+    by_phase = [row["validation_nmse"] for row in result.history if row["validation_nmse"] is not None]
+    assert by_phase[-1] < by_phase[0]
+    assert result.best_step > t.schedule.phases[-1].first_step
     batches = [Batch(b.x, b.y) for b in ordered_batches(planted, EVERYTHING, 10_000, DEVICE)]
     model = t.model.requires_grad_(False)
     error = sum(float((model(x) - y).double().square().sum()) for x, y in batches)
     tokens = sum(len(x) for x, _ in batches)
-    assert by_stage[-1] == pytest.approx(error / tokens / 16 / model.config.output_scale**2, rel=1e-6)
+    assert by_phase[-1] == pytest.approx(error / tokens / 16 / model.config.output_scale**2, rel=1e-6)

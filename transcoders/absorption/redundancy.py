@@ -1,4 +1,4 @@
-"""Do several latents say the same? How alike decoder rows are, and whether alike ones fire together."""
+"""Redundancy: how alike decoder rows are, and whether alike ones fire together."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from transcoders.absorption.measure import Dictionary
+from transcoders.absorption.dictionary import Dictionary
 from transcoders.activations.reader import LabelledBatch
 from transcoders.evaluation.latents import largest_cosines
 
@@ -19,7 +19,7 @@ ROWS = 1024
 
 @torch.no_grad()
 def redundancy(dictionary: Dictionary, batches: Iterable[LabelledBatch], near_parallel: float) -> dict[str, float]:
-    """Quantiles of each row's largest cosine to another, and P(j fires | i fires) of near-parallel pairs.
+    """Return quantiles of each row's largest cosine to another, and P(j fires | i fires) of near-parallel pairs.
 
     ``cofiring`` is the mean over ordered pairs (i, j) with cos(d_i, d_j) > ``near_parallel`` of which
     i fires on the tokens of ``batches``; it is left out where there is no such pair.
@@ -41,20 +41,20 @@ def redundancy(dictionary: Dictionary, batches: Iterable[LabelledBatch], near_pa
 
 @torch.no_grad()
 def near_parallel_pairs(rows: Tensor, least: float) -> Int[Tensor, "pairs 2"]:
-    """Ordered pairs (i, j), i != j, of rows whose cosine is more than ``least``."""
+    """Return the ordered pairs (i, j), i != j, of rows whose cosine is more than ``least``."""
     unit = normalize(rows.float(), dim=1)
-    found = []
+    pairs = []
     for start in range(0, len(unit), ROWS):
         i, j = torch.nonzero(unit[start : start + ROWS] @ unit.T > least, as_tuple=True)
         i = i + start
-        found.append(torch.stack([i[i != j], j[i != j]], 1))
-    return torch.cat(found)
+        pairs.append(torch.stack([i[i != j], j[i != j]], 1))
+    return torch.cat(pairs)
 
 
 def _cofirings(
     dictionary: Dictionary, batches: Iterable[LabelledBatch], pairs: Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each pair (i, j): tokens on which both fire, and on which i does."""
+    """Return, for each pair (i, j), the tokens on which both fire, and those on which i does."""
     involved, position = torch.unique(pairs, return_inverse=True)
     column = torch.full((len(dictionary.W_dec),), -1).index_put((involved.cpu(),), torch.arange(len(involved)))
     total = csr_array((len(involved), len(involved)), dtype=np.int64)

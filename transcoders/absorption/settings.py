@@ -4,16 +4,21 @@ from pydantic import Field
 
 from transcoders.core.settings import Settings
 
+LEAST_MAIN_F1 = 0.5
+"""A letter has latents of its own if the probe on its main ones reaches this F1: else none can be absorbed."""
+COMPARED = ("mean_absorption", "full_absorption", "splitting", "main_f1", "letters_with_latent")
+"""Metrics that stand in the comparison of runs, baselines and official transcoders."""
+
 
 class AbsorptionSettings(Settings):
-    """The first-letter task; names and values in brackets are SAEBench's (arXiv 2503.09532)."""
+    """Say how the first-letter task is put; names and values in brackets are SAEBench's (arXiv 2503.09532)."""
 
     words: int = Field(default=12_000, gt=0)
     """Single-token words to use, the tokenizer's first: in Gemma's vocabulary the frequent ones."""
     test: float = Field(default=0.3, gt=0, lt=1)
     """Share of the words that probes are judged on and absorption is measured on (0.2)."""
     least_probe_f1: float = Field(default=0.8, ge=0, le=1)
-    """Letters that a probe on y tells worse than this are left out (0.6)."""
+    """Letters that a probe on y predicts worse than this are left out (0.6)."""
     splitting_gain: float = Field(default=0.03, ge=0)
     """One more latent is a main latent if the F1 of the k-sparse probe rises by more (0.03)."""
     largest_k: int = Field(default=10, gt=0)

@@ -18,9 +18,9 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from transcoders.absorption.settings import AbsorptionSettings
-from transcoders.collecting.capture import forward
 from transcoders.core.errors import DAMAGE, UserError
 from transcoders.core.files import replacing
+from transcoders.language.forward import forward
 from transcoders.language.taps import Tap
 
 LETTERS = string.ascii_lowercase
@@ -33,14 +33,14 @@ PROBE_C = 1.0  # lower F1 with 10, and with balanced class weights at 0.02 and 0
 
 
 class Word(NamedTuple):
-    """A token that is a space and a word."""
+    """Hold a token that is a space and a word."""
 
     token: int
     text: str
 
 
 class Task(NamedTuple):
-    """Words, their MLP inputs and outputs (raw units), and which of them are for testing."""
+    """Hold words, their MLP inputs and outputs (raw units), and a mask of those for testing."""
 
     words: list[str]
     x: Float[Tensor, "words d_in"]
@@ -54,7 +54,7 @@ class Task(NamedTuple):
 
 
 class Probes(NamedTuple):
-    """A linear probe on y for each letter that had words enough, whatever its quality."""
+    """Hold a linear probe on y for each letter that had words enough, whatever its quality."""
 
     letters: list[str]
     direction: Float[Tensor, "letters d_out"]
@@ -66,27 +66,27 @@ class Probes(NamedTuple):
 
 
 def single_token_words(tokenizer: Any, count: int) -> list[Word]:
-    """The first ``count`` tokens that are a space and three or more lower-case ASCII letters.
+    """Return the first ``count`` tokens that are a space and three or more lower-case ASCII letters.
 
     Raises:
         UserError: the vocabulary has next to none.
     """
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    found = [
+    words = [
         Word(number, piece[1:])
         for number, piece in enumerate(pieces)
         if piece is not None and re.fullmatch("[▁Ġ ][a-z]{3,}", piece)
     ]
-    if len(found) < WORDS_PER_PROMPT * FEWEST:
+    if len(words) < WORDS_PER_PROMPT * FEWEST:
         raise UserError(
             f"model.name: the first-letter task needs words that are one token, and this vocabulary of {len(pieces)} "
-            f"has {len(found)}; choose a model with a word-piece or BPE vocabulary"
+            f"has {len(words)}; choose a model with a word-piece or BPE vocabulary"
         )
-    return found[:count]
+    return words[:count]
 
 
 def spelling_prompts(words: list[Word], tokenizer: Any, seed: int) -> list[tuple[list[int], list[int]]]:
-    """Token ids of prompts that spell all ``words``, and the positions of the words in each.
+    """Return token ids of prompts that spell all ``words``, and the positions of the words in each.
 
     ``BOS w1: W\\n w2: W\\n ...``: the prompt before a word is its examples, so one pass reads
     many words. The first ``EXAMPLES`` of a prompt are drawn at random and not read.
@@ -112,7 +112,7 @@ def read_words(bridge: Any, tap: Tap, tokenizer: Any, settings: AbsorptionSettin
     words = [words[i] for i in rng.permutation(len(words))]
     device = next(bridge.original_model.parameters()).device
     prompts = spelling_prompts(words, tokenizer, settings.seed)
-    found: dict[str, list[Tensor]] = {tap.hook_in: [], tap.hook_out: []}
+    activations: dict[str, list[Tensor]] = {tap.hook_in: [], tap.hook_out: []}
     with tqdm(desc="words", total=len(words), unit="word") as bar:
         for start in range(0, len(prompts), PROMPTS_PER_BATCH):
             batch = prompts[start : start + PROMPTS_PER_BATCH]
@@ -121,16 +121,17 @@ def read_words(bridge: Any, tap: Tap, tokenizer: Any, settings: AbsorptionSettin
             for row, (_, positions) in zip(wanted, batch, strict=True):
                 row[positions] = True
             caught = forward(bridge, ids.to(device), [tap])
-            for name, values in found.items():
+            for name, values in activations.items():
                 values.append(caught[name][wanted.to(device)].float().cpu())
             bar.update(int(wanted.sum()))
     test = torch.zeros(len(words), dtype=torch.bool)
     test[: round(settings.test * len(words))] = True  # the words are in random order
-    return Task([word.text for word in words], torch.cat(found[tap.hook_in]), torch.cat(found[tap.hook_out]), test)
+    x, y = (torch.cat(activations[name]) for name in (tap.hook_in, tap.hook_out))
+    return Task([word.text for word in words], x, y, test)
 
 
 def fit_probes(task: Task) -> Probes:
-    """Logistic regression on y, one letter against the rest, fitted on the training words.
+    """Fit logistic regressions on y, one letter against the rest, on the training words.
 
     Raises:
         UserError: no letter has words enough.
@@ -145,11 +146,11 @@ def fit_probes(task: Task) -> Probes:
         if min(is_letter[train].sum(), is_letter[~train].sum()) < FEWEST:
             continue
         probe = LogisticRegression(C=PROBE_C, solver="newton-cholesky").fit(y[train], is_letter[train])
-        said = probe.predict(y)
+        predictions = probe.predict(y)
         letters.append(letter)
         directions.append(probe.coef_[0] / np.linalg.norm(probe.coef_[0]))
-        right.append(said & is_letter)
-        f1.append(f1_of(said[~train], is_letter[~train]))
+        right.append(predictions & is_letter)
+        f1.append(f1_of(predictions[~train], is_letter[~train]))
     if not letters:
         raise UserError(
             f"absorption.words: no letter begins {FEWEST} of the {len(task.words)} words' training and test parts; "
@@ -163,19 +164,17 @@ def fit_probes(task: Task) -> Probes:
     )
 
 
-def f1_of(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
-    """Harmonic mean of precision and recall; 0 when nothing is found."""
-    return float(2 * (said & true).sum() / max(1, said.sum() + true.sum()))
+def f1_of(predictions: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
+    """Return the harmonic mean of precision and recall; 0 when nothing is predicted rightly."""
+    return float(2 * (predictions & true).sum() / max(1, predictions.sum() + true.sum()))
 
 
 def save_task(path: Path, task: Task, probes: Probes) -> None:
-    """Write both to one safetensors file."""
+    """Write the task and its probes to one safetensors file."""
     tensors = {"x": task.x, "y": task.y, "test": task.test, "direction": probes.direction, "right": probes.right}
     with replacing(path) as temporary:
-        save_file(
-            tensors | {"f1": probes.f1}, temporary,
-            metadata={"words": json.dumps({"words": task.words, "letters": probes.letters})},
-        )  # fmt: skip
+        names = json.dumps({"words": task.words, "letters": probes.letters})
+        save_file(tensors | {"f1": probes.f1}, temporary, metadata={"words": names})
 
 
 def load_task(path: Path) -> tuple[Task, Probes]:

@@ -37,8 +37,8 @@ def _chunks(store: Store) -> list[tuple[int, int]]:
 
 def _counts(store: Store, documents: NDArray[np.bool_], start: int) -> NDArray[np.int64]:
     """Of the chunks of the shard at ``start``: how many rows are of the chosen documents. Labels are read by shards."""
-    owner = store.labels("document", start, min(start + SHARD_ROWS, store.tokens))
-    return np.add.reduceat(documents[owner].astype(np.int64), np.arange(0, len(owner), CHUNK_ROWS))
+    chosen = store.members(documents, start, min(start + SHARD_ROWS, store.tokens))
+    return np.add.reduceat(chosen.astype(np.int64), np.arange(0, len(chosen), CHUNK_ROWS))
 
 
 def _with_outputs(store: Store, held: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -63,7 +63,7 @@ def ordered_batches(
     left = limit
     for start, stop in _chunks(store):
         owner = store.labels("document", start, stop)
-        rows = np.flatnonzero(documents[owner])[:left]
+        rows = np.flatnonzero(store.members(documents, start, stop))[:left]
         if len(rows) == 0:
             continue
         left -= len(rows)
@@ -143,7 +143,7 @@ class ShuffledReader:
 
         def fill(index: int, end: int) -> None:
             start, stop = self._chunks[index]
-            rows = torch.from_numpy(np.flatnonzero(self._documents[store.labels("document", start, stop)]))
+            rows = torch.from_numpy(np.flatnonzero(store.members(self._documents, start, stop)))
             for name, out in zip(store.held, values, strict=True):
                 torch.index_select(store.rows(name, start, stop), 0, rows, out=out[end - len(rows) : end])
 

@@ -44,14 +44,16 @@ CODECS: dict[str | None, list[Any]] = {
 }
 ACTIVATIONS = ("mlp_in", "mlp_out")
 SCALE = "_scale"
+NORM = "_norm"
 LABELS = ("token", "document", "position", "context")
 POINTER = "remote.json"
 
 
-def array_names(dtype: str, outputs: str) -> list[str]:
-    """The arrays of a store."""
+def array_names(dtype: str, outputs: str, *, norms: bool = False) -> list[str]:
+    """Return the names of a store's arrays."""
     held = ACTIVATIONS if outputs == "stored" else ACTIVATIONS[:1]
-    return [*held, *(name + SCALE for name in held if dtype == "int8"), *LABELS]
+    of_rows = [name + NORM for name in ACTIVATIONS if norms]
+    return [*held, *(name + SCALE for name in held if dtype == "int8"), *of_rows, *LABELS]
 
 
 def bytes_per_token(d_model: int, dtype: str, outputs: str) -> int:
@@ -61,37 +63,62 @@ def bytes_per_token(d_model: int, dtype: str, outputs: str) -> int:
 
 
 def create(
-    path: Place, d_model: int, dtype: str, rows: int, attributes: dict[str, Any],
-    *, codec: str | None = None, outputs: str = "stored",
-) -> None:  # fmt: skip
+    path: Place,
+    d_model: int,
+    dtype: str,
+    rows: int,
+    attributes: dict[str, Any],
+    *,
+    codec: str | None = None,
+    outputs: str = "stored",
+    norms: bool = False,
+) -> None:
     """Create an empty, incomplete store for at most ``rows`` tokens."""
     with explain_errors(path):
-        _create(path, d_model, dtype, rows, attributes, codec, outputs)
+        _create(path, d_model, dtype, rows, attributes, codec, outputs, norms)
 
 
 def _create(
-    path: Place, d_model: int, dtype: str, rows: int, attributes: dict[str, Any], codec: str | None, outputs: str
+    path: Place,
+    d_model: int,
+    dtype: str,
+    rows: int,
+    attributes: dict[str, Any],
+    codec: str | None,
+    outputs: str,
+    norms: bool,
 ) -> None:
     root = zarr.open_group(zarr_store(path), mode="w", zarr_format=3)
     shard_rows = SHARD_ROWS if rows > CHUNK_ROWS else CHUNK_ROWS
     # zarr leaves out chunks that hold only the fill value: no label and no scale is ever -1
-    for name in array_names(dtype, outputs):
+    for name in array_names(dtype, outputs, norms=norms):
         if name in LABELS:
             root.create_array(
                 name, shape=(rows,), chunks=(shard_rows,), dtype="int32", compressors=[CHECKSUM], fill_value=-1
-            )  # fmt: skip
-        elif name.endswith(SCALE):
+            )
+        elif name.endswith((SCALE, NORM)):
             root.create_array(
-                name, shape=(rows,), chunks=(CHUNK_ROWS,), shards=(shard_rows,), dtype="float32",
-                compressors=[CHECKSUM], fill_value=-1,
-            )  # fmt: skip
+                name,
+                shape=(rows,),
+                chunks=(CHUNK_ROWS,),
+                shards=(shard_rows,),
+                dtype="float32",
+                compressors=[CHECKSUM],
+                fill_value=-1,
+            )
         else:
             root.create_array(
-                name, shape=(rows, d_model), chunks=(CHUNK_ROWS, d_model), shards=(shard_rows, d_model),
-                dtype=BITS[dtype], compressors=CODECS[codec],
-            )  # fmt: skip
+                name,
+                shape=(rows, d_model),
+                chunks=(CHUNK_ROWS, d_model),
+                shards=(shard_rows, d_model),
+                dtype=BITS[dtype],
+                compressors=CODECS[codec],
+            )
     if outputs == "recomputed":
         attributes = {**attributes, "outputs": outputs}
+    if norms:
+        attributes = {**attributes, "norms": True}
     root.attrs.update({**attributes, "dtype": dtype, "schema": SCHEMA, "complete": False})
 
 
@@ -145,11 +172,26 @@ def finish(path: Place, rows: int, attributes: dict[str, Any]) -> None:
 
 
 def _names(attributes: Mapping[str, Any]) -> list[str]:
-    return array_names(attributes.get("dtype", ""), attributes.get("outputs", "stored"))
+    norms = bool(attributes.get("norms"))
+    return array_names(attributes.get("dtype", ""), attributes.get("outputs", "stored"), norms=norms)
 
 
 def _stored(name: str, found: Mapping[str, int]) -> int:
     return sum(size for file, size in found.items() if file.startswith(f"{name}/c/"))
+
+
+def content_files(path: Path) -> list[str]:
+    """Return the files of the finished store at ``path``, by what its arrays call for: nothing else belongs to it."""
+    root = zarr.open_group(path, mode="r")
+    files = ["zarr.json"]
+    for name in _names(root.attrs):
+        array = root[name]
+        assert isinstance(array, zarr.Array)
+        pieces = array.shards or array.chunks
+        counts = [-(-length // size) for length, size in zip(array.shape, pieces, strict=True)]
+        files.append(f"{name}/zarr.json")
+        files += ["/".join([name, "c", *map(str, index)]) for index in np.ndindex(*counts)]
+    return files
 
 
 def opened(path: Place) -> zarr.Group:
@@ -272,6 +314,24 @@ class Store:
     def labels(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.int32]:
         """``token``, ``document``, ``position`` or ``context`` of rows [start, stop)."""
         return self._read(name, start, stop)
+
+    def members(self, documents: NDArray[np.bool_], start: int, stop: int) -> NDArray[np.bool_]:
+        """Say which of rows [start, stop) are of the chosen ``documents`` (a mask over ids) and no norm outliers."""
+        chosen = documents[self.labels("document", start, stop)]
+        for name, limit in zip(ACTIVATIONS, self.attributes.get("norm_limits", ()), strict=False):
+            chosen = chosen & (self._read(name + NORM, start, stop) <= limit)
+        return chosen
+
+    def figures(self, tokens: int) -> dict[str, float]:
+        """Return what became of ``tokens`` tokens that the model read, and the size of what is stored."""
+        left_out = self.attributes["left_out"]
+        return {
+            "stored_tokens": self.tokens - left_out,
+            "special_left_out": tokens - self.tokens,
+            "norm_outliers_left_out": left_out,
+            "x_rms": (self.attributes["mlp_in_mean_square"] / self.d_model) ** 0.5,
+            "y_rms": (self.attributes["mlp_out_mean_square"] / self.d_model) ** 0.5,
+        }
 
     def rows(self, name: str, start: int, stop: int) -> Float[Tensor, "tokens d"]:
         """``mlp_in`` or ``mlp_out`` of rows [start, stop), in the stored dtype; float32 of int8 and recomputed ones."""

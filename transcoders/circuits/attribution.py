@@ -15,14 +15,14 @@ ROUNDS = 8  # of choosing which latents to trace next, where not all are
 
 
 class Targets(NamedTuple):
-    """Directions of the final state to trace, and what they are."""
+    """Hold the directions of the final state to trace, and what they are."""
 
     outputs: list[Output]
     directions: Float[Tensor, "outputs d_model"]
 
 
 def difference(frozen: Frozen, tokenizer: Any, answer: str, foil: str) -> Targets:
-    """The logit of ``answer`` less that of ``foil``, each by its first token.
+    """Return the direction of the logit of ``answer`` less that of ``foil``, each by its first token.
 
     Raises:
         UserError: the two begin with the same token.
@@ -30,15 +30,18 @@ def difference(frozen: Frozen, tokenizer: Any, answer: str, foil: str) -> Target
     first, second = (tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in (answer, foil))
     if first == second:
         raise UserError(f"answer {answer!r} and foil {foil!r} begin with the same token; nothing tells them apart")
-    unembedding = frozen.layout.unembedding
+    unembedding = frozen.parts.unembedding
     probability = float((unembedding @ frozen.last).softmax(0)[first])
     label = f"{tokenizer.decode([first]).strip()} − {tokenizer.decode([second]).strip()}"
     return Targets([Output(label, first, 1.0, probability)], (unembedding[first] - unembedding[second])[None])
 
 
 def top_logits(frozen: Frozen, tokenizer: Any, most: int = 10, share: float = 0.95) -> Targets:
-    """The likeliest next tokens, at most ``most`` and as many as hold ``share``; logits relative to their mean."""
-    unembedding = frozen.layout.unembedding
+    """Return the directions of the likeliest next tokens, at most ``most`` and as many as hold ``share``.
+
+    Their logits are relative to the mean logit.
+    """
+    unembedding = frozen.parts.unembedding
     probabilities = (unembedding @ frozen.last).softmax(0)
     best = probabilities.topk(min(most, len(probabilities)))
     count = min(int((best.values.cumsum(0) < share).sum()) + 1, len(best.values))
@@ -51,9 +54,9 @@ def top_logits(frozen: Frozen, tokenizer: Any, most: int = 10, share: float = 0.
 
 @torch.no_grad()
 def attribute(frozen: Frozen, targets: Targets, settings: CircuitSettings) -> Graph:
-    """The graph of ``targets``: effects on them and on the ``settings.max_latents`` most influential latents.
+    """Trace the effects on ``targets`` and on the ``settings.max_latents`` most influential latents.
 
-    Which latents those are is found in rounds, from the influence along what is traced so far.
+    These latents are chosen in rounds, by their influence along what is traced so far.
     """
     blank = _blank(frozen, targets)
     active, first = len(blank.layer), len(targets.outputs)
@@ -84,7 +87,7 @@ def attribute(frozen: Frozen, targets: Targets, settings: CircuitSettings) -> Gr
 
 
 def _blank(frozen: Frozen, targets: Targets) -> Graph:
-    """The graph's nodes, without a row yet."""
+    """Return the graph's nodes, without a row yet."""
     sites = [step.site for step in frozen.steps]
     present = [site for site in sites if site is not None]
     counts = torch.tensor([0 if site is None else len(site.latent) for site in sites])
@@ -114,7 +117,7 @@ def _trace_latents_(effects: Tensor, constant: Tensor, graph: Graph, frozen: Fro
     G = effects.new_zeros(int(position.max()) + 1, len(columns), frozen.embedding.shape[1])
     G[position, torch.arange(len(columns), device=position.device)] = step.site.encoder[chosen] * step.mlp_in[position]
     constant += step.site.encoder_bias[chosen]
-    _trace_(effects, constant, graph, frozen, number - 1, attend_back(step, frozen.layout.layers[number], G))
+    _trace_(effects, constant, graph, frozen, number - 1, attend_back(step, frozen.parts.layers[number], G))
 
 
 def _trace_(effects: Tensor, constant: Tensor, graph: Graph, frozen: Frozen, number: int, G: Tensor) -> None:
@@ -132,6 +135,6 @@ def _trace_(effects: Tensor, constant: Tensor, graph: Graph, frozen: Frozen, num
         if step.site is not None:
             constant += torch.einsum("tbd,td->b", gradient, step.site.bias[:to])
             per_unit = torch.bmm(gradient, step.site.padded_decoder[:to].mT)
-            found = per_unit.transpose(1, 2)[step.site.occupied[:to]]
-            start = int((graph.layer < below).sum())
-            effects[:, start : start + len(found)] = (found * step.site.value[: len(found), None]).T
+            per_latent = per_unit.transpose(1, 2)[step.site.occupied[:to]]
+            start, count = int((graph.layer < below).sum()), len(per_latent)
+            effects[:, start : start + count] = (per_latent * step.site.value[:count, None]).T

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from transcoders.circuits.layout import Layout
+from transcoders.circuits.parts import ModelParts
 from transcoders.dictionary.transcoder import Transcoder
 
 
 class Connections(NamedTuple):
-    """The latents that most move each of a layer's latents, strongest first."""
+    """Name the latents that most move each of a layer's latents, strongest first."""
 
     layer: Int[Tensor, "targets count"]
     latent: Int[Tensor, "targets count"]
@@ -25,28 +25,28 @@ class Connections(NamedTuple):
 
 
 def virtual_weights(
-    layout: Layout, source: Transcoder, target: Transcoder, target_layer: int
+    parts: ModelParts, source: Transcoder, target: Transcoder, target_layer: int
 ) -> Float[Tensor, "targets sources"]:
-    """Pre-activation of each target latent per unit of each source latent, at a normalised state of length sqrt(d)."""
-    gain = layout.layers[target_layer].mlp_norm.gain.to(target.W_enc.dtype)
+    """Return each target latent's pre-activation per unit of each source latent, at a normalised state of length √d."""
+    gain = parts.layers[target_layer].mlp_norm.gain.to(target.W_enc.dtype)
     weights: Tensor = (target.W_enc * gain) @ source.W_dec.T
     return weights * (source.config.output_scale / target.config.input_scale)
 
 
-def strongest(layout: Layout, transcoders: Mapping[int, Transcoder], target_layer: int, count: int) -> Connections:
-    """The ``count`` strongest connections into each latent of ``target_layer`` from all earlier layers.
+def strongest(parts: ModelParts, transcoders: Mapping[int, Transcoder], target_layer: int, count: int) -> Connections:
+    """Return the ``count`` strongest connections into each latent of ``target_layer`` from all earlier layers.
 
-    One pair of layers is held at a time.
+    One pair of layers is in memory at a time.
     """
     target = transcoders[target_layer]
     rows = target.config.d_hidden
     layer = torch.zeros(rows, 0, dtype=torch.long, device=target.W_enc.device)
     latent, weight = layer.clone(), target.W_enc.new_zeros(rows, 0)
     for number in sorted(n for n in transcoders if n < target_layer):
-        found = virtual_weights(layout, transcoders[number], target, target_layer)
-        best = found.abs().topk(min(count, found.shape[1]), dim=1).indices
+        weights = virtual_weights(parts, transcoders[number], target, target_layer)
+        best = weights.abs().topk(min(count, weights.shape[1]), dim=1).indices
         layer = torch.cat([layer, torch.full_like(best, number)], 1)
-        latent, weight = torch.cat([latent, best], 1), torch.cat([weight, found.gather(1, best)], 1)
+        latent, weight = torch.cat([latent, best], 1), torch.cat([weight, weights.gather(1, best)], 1)
         order = weight.abs().argsort(dim=1, descending=True, stable=True)[:, :count]
         layer, latent, weight = layer.gather(1, order), latent.gather(1, order), weight.gather(1, order)
     return Connections(layer, latent, weight)

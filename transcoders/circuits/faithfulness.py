@@ -20,7 +20,7 @@ SIZES = 24
 
 
 class Curves(NamedTuple):
-    """The first output when the n most influential latents are kept or removed, and n random ones."""
+    """Hold the first output when the n most influential latents are kept or removed, and when n random ones are."""
 
     sizes: NDArray[np.int64]
     """0 first, all active latents last."""
@@ -29,38 +29,38 @@ class Curves(NamedTuple):
     random_kept: NDArray[np.float64]
     random_removed: NDArray[np.float64]
     predicted_removed: NDArray[np.float64]
-    """What the linear model says of ``removed``."""
+    """What the linear model predicts for ``removed``."""
 
     @property
     def faithfulness(self) -> NDArray[np.float64]:
-        """Of the kept latents: 0 for none, 1 for all."""
+        """The share of what all latents do that the kept ones do: 0 for none, 1 for all."""
         return (self.kept - self.kept[0]) / (self.kept[-1] - self.kept[0])
 
     @property
     def latents_matter(self) -> bool:
-        """Whether all latents together move the output by more than a twentieth of it; else nothing is to be shared."""
+        """Whether all latents together move the output by more than a twentieth of it; else shares mean nothing."""
         return bool(abs(self.kept[-1] - self.kept[0]) > 0.05 * abs(self.kept[-1]))
 
     @property
     def direction_agreement(self) -> float:
-        """Share of sizes at which removing latents moves the output to the side that the graph says."""
-        moved, said = self.removed[1:] - self.removed[0], self.predicted_removed[1:] - self.removed[0]
-        return float(np.mean(np.sign(moved) == np.sign(said)))
+        """The share of sizes at which removing latents moves the output to the side that the graph predicts."""
+        measured, predicted = self.removed[1:] - self.removed[0], self.predicted_removed[1:] - self.removed[0]
+        return float(np.mean(np.sign(measured) == np.sign(predicted)))
 
     @property
     def drop(self) -> float:
-        """How much more of the output goes with influential latents than with as many random ones, mean over sizes."""
-        whole = self.kept[-1] - self.kept[0]
-        return float(np.mean((self.random_removed - self.removed)[1:-1]) / whole)
+        """The output lost with influential latents beyond that lost with as many random ones, mean over sizes."""
+        by_all_latents = self.kept[-1] - self.kept[0]
+        return float(np.mean((self.random_removed - self.removed)[1:-1]) / by_all_latents)
 
     def size_at(self, share: float) -> int:
-        """The least number of latents from which on faithfulness stays at ``share`` or above."""
+        """Return the least number of latents from which on faithfulness stays at ``share`` or above."""
         below = np.flatnonzero(self.faithfulness < share)
         return int(self.sizes[below[-1] + 1]) if len(below) else 0
 
 
 def curves(frozen: Frozen, directions: Float[Tensor, "1 d_model"], graph: Graph, seed: int) -> Curves:
-    """Run the live model with parts of the graph's latents."""
+    """Run the live model with ever more of the graph's latents kept, or removed."""
     active = len(graph.layer)
     sizes = np.unique(np.geomspace(1, active, SIZES).round().astype(np.int64))
     sizes = np.concatenate([[0], sizes])
@@ -69,14 +69,14 @@ def curves(frozen: Frozen, directions: Float[Tensor, "1 d_model"], graph: Graph,
     chance = torch.randperm(active, generator=torch.Generator().manual_seed(seed)).to(device)
     top, random = (first_of(order, sizes) for order in (best, chance))
     with torch.inference_mode():
-        found = run_with_latents(frozen, directions, torch.cat([top, ~top, random, ~random]))[:, 0]
+        outputs = run_with_latents(frozen, directions, torch.cat([top, ~top, random, ~random]))[:, 0]
         predicted = respond(graph, ~top)[:, 0]
-    kept, removed, random_kept, random_removed = found.double().cpu().numpy().reshape(4, -1)
+    kept, removed, random_kept, random_removed = outputs.double().cpu().numpy().reshape(4, -1)
     return Curves(sizes, kept, removed, random_kept, random_removed, predicted.double().cpu().numpy())
 
 
 def first_of(order: Int[Tensor, "active"], sizes: NDArray[np.int64]) -> Bool[Tensor, "sizes active"]:
-    """For each size the mask of that many first ones in ``order``."""
+    """Return for each size the mask of that many first ones in ``order``."""
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device)
     return rank < torch.as_tensor(sizes, device=order.device)[:, None]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from transcoders.circuits.layout import Layer, Layout
+from transcoders.circuits.parts import Layer, ModelParts
 from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import Transcoder
 
@@ -20,7 +20,7 @@ REPLAY_TOLERANCE = 1e-3
 
 
 class Site(NamedTuple):
-    """The active latents of one layer, raw units, by position and then by id; [tokens, most] pads them."""
+    """Hold the active latents of one layer in raw units, by position and then by id; [tokens, most] pads them."""
 
     position: Int[Tensor, "active"]
     latent: Int[Tensor, "active"]
@@ -30,7 +30,7 @@ class Site(NamedTuple):
     encoder_bias: Float[Tensor, "active"]
     decoder: Float[Tensor, "active d_model"]
     occupied: Bool[Tensor, "tokens most"]
-    """Which places of the padded layout are latents, row by row in the order above."""
+    """The places of the padded rows that are latents, row by row in the order above."""
     padded_decoder: Float[Tensor, "tokens most d_model"]
     bias: Float[Tensor, "tokens d_model"]
     """The decoder's bias; 0 at BOS, which has no latents."""
@@ -39,7 +39,7 @@ class Site(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One layer of the linear model: multipliers [tokens, d_model] that stand for the norms, and the rest of y."""
+    """Hold one layer of the linear model: multipliers [tokens, d_model] that stand for the norms, and the rest of y."""
 
     attention_in: Float[Tensor, "tokens d_model"]
     pattern: Float[Tensor, "heads to from"]
@@ -52,9 +52,9 @@ class Step(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """The linear model of one prompt."""
+    """Hold the linear model of one prompt."""
 
-    layout: Layout
+    parts: ModelParts
     tokens: Int[Tensor, "tokens"]
     embedding: Float[Tensor, "tokens d_model"]
     steps: list[Step]
@@ -65,7 +65,7 @@ class Frozen(NamedTuple):
 
 
 @torch.no_grad()
-def freeze(layout: Layout, transcoders: Mapping[int, Transcoder], tokens: Int[Tensor, "tokens"]) -> Frozen:
+def freeze(parts: ModelParts, transcoders: Mapping[int, Transcoder], tokens: Int[Tensor, "tokens"]) -> Frozen:
     """Run ``tokens`` (BOS first) and linearise the model there, with ``transcoders`` by layer.
 
     The run is repeated here step by step with the model's own attention patterns, so that the linear
@@ -74,12 +74,12 @@ def freeze(layout: Layout, transcoders: Mapping[int, Transcoder], tokens: Int[Te
     Raises:
         UserError: a transcoder does not fit, or the model is not what this module takes it for.
     """
-    _check(layout, transcoders)
-    tokens = tokens.to(layout.device)
-    out = layout.model(tokens[None], output_attentions=True, use_cache=False)
-    r = embedding = layout.model.get_input_embeddings()(tokens[None])[0]
+    _check(parts, transcoders)
+    tokens = tokens.to(parts.device)
+    out = parts.model(tokens[None], output_attentions=True, use_cache=False)
+    r = embedding = parts.model.get_input_embeddings()(tokens[None])[0]
     steps = []
-    for number, (layer, pattern) in enumerate(zip(layout.layers, out.attentions, strict=True)):
+    for number, (layer, pattern) in enumerate(zip(parts.layers, out.attentions, strict=True)):
         attention_in = layer.attention_norm.scale(r)
         added = _attend(layer, pattern[0].to(r), r * attention_in)
         post = layer.attention_post_norm
@@ -92,14 +92,14 @@ def freeze(layout: Layout, transcoders: Mapping[int, Transcoder], tokens: Int[Te
         error = y if site is None else y - reconstruction(site, x)
         steps.append(Step(attention_in, pattern[0].to(r), attention_out, mlp_in, y, error, site))
         r = r + y
-    final = layout.final_norm.scale(r[-1])
+    final = parts.final_norm.scale(r[-1])
     last = r[-1] * final
-    _check_replay(layout, last, out.logits[0, -1])
-    return Frozen(layout, tokens, embedding, steps, final, last)
+    _check_replay(parts, last, out.logits[0, -1])
+    return Frozen(parts, tokens, embedding, steps, final, last)
 
 
 def reconstruction(site: Site, x: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens d_model"]:
-    """The transcoder's y of the active latents as they are; 0 at BOS."""
+    """Return the transcoder's y of the active latents as they are; 0 at BOS."""
     y = site.bias.index_add(0, site.position, site.value[:, None] * site.decoder)
     if site.skip is not None:
         y[1:] += x[1:] @ site.skip.T
@@ -113,7 +113,7 @@ def _attend(layer: Layer, pattern: Tensor, normed: Tensor) -> Tensor:
 
 
 def attend_back(step: Step, layer: Layer, G: Float[Tensor, "to batch d"]) -> Float[Tensor, "from batch d"]:
-    """Gradient at a layer's input, of the residual stream, from the one after its attention.
+    """Return the gradient at a layer's input, in the residual stream, from the one after its attention.
 
     ``G`` may have fewer positions than the prompt: no later one has an influence.
     """
@@ -127,14 +127,14 @@ def attend_back(step: Step, layer: Layer, G: Float[Tensor, "to batch d"]) -> Flo
 
 
 def walk_back(frozen: Frozen, number: int, G: Float[Tensor, "to batch d"]) -> Iterator[tuple[int, Tensor]]:
-    """From the gradient at the residual stream after layer ``number``: that at its MLP's y and at all earlier ones.
+    """Yield (layer, gradient at its MLP's y) downwards from layer ``number``; at last (-1, gradient at the embeddings).
 
-    Yields (layer, gradient) downwards, at last (-1, gradient at the embeddings).
+    ``G`` is the gradient at the residual stream after layer ``number``.
     """
     for below in range(number, -1, -1):
         yield below, G
         step = frozen.steps[below]
-        G = attend_back(step, frozen.layout.layers[below], _skip_back(step, G))
+        G = attend_back(step, frozen.parts.layers[below], _skip_back(step, G))
     yield -1, G
 
 
@@ -172,11 +172,13 @@ def _site(model: Transcoder, x: Float[Tensor, "tokens d_model"]) -> Site:
     return Site(position, latent, value, encoder, bias, decoder, occupied, padded, b_dec, skip)
 
 
-def _check(layout: Layout, transcoders: Mapping[int, Transcoder]) -> None:
+def _check(parts: ModelParts, transcoders: Mapping[int, Transcoder]) -> None:
+    if not transcoders:
+        raise UserError("transcoders: there is none, so all MLPs would be errors; give one for at least one layer")
     for number, model in transcoders.items():
-        if not 0 <= number < len(layout.layers):
-            raise UserError(f"a transcoder is for layer {number}; this model has layers 0 to {len(layout.layers) - 1}")
-        width = layout.final_norm.gain.shape[0]
+        if not 0 <= number < len(parts.layers):
+            raise UserError(f"a transcoder is for layer {number}; this model has layers 0 to {len(parts.layers) - 1}")
+        width = parts.final_norm.gain.shape[0]
         if (model.config.d_in, model.config.d_out) != (width, width):
             raise UserError(
                 f"the transcoder of layer {number} maps {model.config.d_in} to {model.config.d_out} dimensions, "
@@ -184,13 +186,13 @@ def _check(layout: Layout, transcoders: Mapping[int, Transcoder]) -> None:
             )
 
 
-def _check_replay(layout: Layout, last: Tensor, logits: Any) -> None:
-    cap = getattr(layout.model.config, "final_logit_softcapping", None)
-    found = layout.unembedding @ last
-    found = cap * torch.tanh(found / cap) if cap else found
-    error = float((found - logits).norm() / logits.norm())
+def _check_replay(parts: ModelParts, last: Tensor, logits: Any) -> None:
+    cap = getattr(parts.model.config, "final_logit_softcapping", None)
+    retraced = parts.unembedding @ last
+    retraced = cap * torch.tanh(retraced / cap) if cap else retraced
+    error = float((retraced - logits).norm() / logits.norm())
     if not error < REPLAY_TOLERANCE:
         raise UserError(
-            f"model.name: {type(layout.model).__name__} does more than its attention, norms and MLPs: retracing it "
-            f"gives other logits (relative error {error:.2g}), so its circuits cannot be told"
+            f"model.name: {type(parts.model).__name__} does more than its attention, norms and MLPs: retracing it "
+            f"gives other logits (relative error {error:.2g}), so its circuits cannot be traced"
         )

@@ -15,7 +15,7 @@ ROWS_PER_CHUNK = 512
 
 
 class Output(NamedTuple):
-    """A direction of the final state that is traced: a logit, or the difference of two."""
+    """Describe a direction of the final state that is traced: a logit, or the difference of two."""
 
     label: str
     token: int
@@ -24,7 +24,7 @@ class Output(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """Direct effects of sources on targets, in units of the targets: pre-activations and logits."""
+    """Hold the direct effects of sources on targets, in units of the targets: pre-activations and logits."""
 
     tokens: Int[Tensor, "tokens"]
     layers: int
@@ -53,23 +53,23 @@ class Graph(NamedTuple):
 
     @property
     def output_weights(self) -> Float[Tensor, "outputs"]:
-        """What each output counts in the influence."""
+        """The weight of each output in the influence."""
         return torch.tensor([output.weight for output in self.outputs]).to(self.effects)
 
     @property
-    def own(self) -> slice:
-        """Rows of the latents."""
+    def latent_rows(self) -> slice:
+        """Rows of the traced latents, after those of the outputs."""
         return slice(len(self.outputs), None)
 
     def sum_errors(self) -> Float[Tensor, "targets"]:
-        """How far each target is from the sum of what reaches it, relative to the terms' root sum of squares."""
-        found = self.effects.sum(1) + self.constant
+        """Return how far each target is from the sum of what reaches it, relative to the terms' root sum of squares."""
+        total = self.effects.sum(1) + self.constant
         size = (self.effects.square().sum(1) + self.constant.square()).sqrt()
-        return (found - self.target).abs() / torch.maximum(self.target.abs(), size)
+        return (total - self.target).abs() / torch.maximum(self.target.abs(), size)
 
 
 class Pruned(NamedTuple):
-    """What is left of a graph; ``nodes`` over its columns, ``edges`` over its rows and columns."""
+    """Mark what is left of a graph: ``nodes`` over its columns, ``edges`` over its rows and columns."""
 
     nodes: Bool[Tensor, "sources"]
     edges: Bool[Tensor, "targets sources"]
@@ -77,7 +77,7 @@ class Pruned(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """How much of a graph goes through latents rather than through errors."""
+    """Tell how much of a graph goes through latents rather than through errors."""
 
     replacement: float
     """Share of the influence at the graph's ends that comes from tokens, not from errors."""
@@ -86,7 +86,7 @@ class Scores(NamedTuple):
 
 
 def influence(graph: Graph, effects: Float[Tensor, "targets sources"] | None = None) -> Float[Tensor, "sources"]:
-    """Influence of every source on the outputs, over all paths: the geometric series of the normalised |effects|.
+    """Return the influence of every source on the outputs over all paths: a geometric series of normalised |effects|.
 
     It ends: an effect always goes to a later layer.
     """
@@ -102,7 +102,7 @@ def influence(graph: Graph, effects: Float[Tensor, "targets sources"] | None = N
 
 
 def _times_absolute(weights: Tensor, effects: Tensor) -> Tensor:
-    """``weights @ |effects|`` without a second matrix as large."""
+    """Return ``weights @ |effects|`` without a second matrix as large."""
     total = effects.new_zeros(effects.shape[1])
     for start in range(0, len(weights), ROWS_PER_CHUNK):
         chunk = slice(start, start + ROWS_PER_CHUNK)
@@ -112,24 +112,23 @@ def _times_absolute(weights: Tensor, effects: Tensor) -> Tensor:
 
 
 def prune(graph: Graph, node_threshold: float, edge_threshold: float) -> Pruned:
-    """The nodes that carry ``node_threshold`` of the influence, the edges that carry ``edge_threshold`` among them.
+    """Keep the nodes that carry ``node_threshold`` of the influence, and the edges with ``edge_threshold`` of theirs.
 
     Latents without a kept cause and nodes without a kept effect go too; tokens always stay.
     """
-    found = influence(graph)
-    nodes = found >= _at_share(found, node_threshold)
+    reach = influence(graph)
+    nodes = reach >= _at_share(reach, node_threshold)
     traced = torch.zeros_like(nodes)
     traced[graph.rows] = True
     active = slice(0, graph.errors.start)
     nodes[active] &= traced[active]
     nodes[graph.embeddings] = True
     left = graph.effects * nodes
-    left[graph.own] *= nodes[graph.rows, None]
-    kept = influence(graph, left)
-    through = torch.cat([graph.output_weights, kept[graph.rows]])
+    left[graph.latent_rows] *= nodes[graph.rows, None]
+    through = torch.cat([graph.output_weights, influence(graph, left)[graph.rows]])
     scores = left.abs() * (through / left.abs().sum(1).clamp(min=1e-20))[:, None]
     edges = (scores >= _at_share(scores.flatten(), edge_threshold)) & (scores > 0)
-    return Pruned(*_connected(graph, nodes, edges), found)
+    return Pruned(*_connected(graph, nodes, edges), reach)
 
 
 def _connected(graph: Graph, nodes: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,16 +136,16 @@ def _connected(graph: Graph, nodes: Tensor, edges: Tensor) -> tuple[Tensor, Tens
     while count != int(nodes.sum()):
         count = int(nodes.sum())
         has_cause = torch.ones_like(nodes)
-        has_cause[graph.rows] = edges[graph.own].any(1)
+        has_cause[graph.rows] = edges[graph.latent_rows].any(1)
         nodes = nodes & has_cause & edges.any(0)
         nodes[graph.embeddings] = True
         edges = edges & nodes
-        edges[graph.own] &= nodes[graph.rows, None]
+        edges[graph.latent_rows] &= nodes[graph.rows, None]
     return nodes, edges
 
 
 def _at_share(scores: Tensor, share: float) -> Tensor:
-    """The least score among the largest ones that make up ``share`` of the sum."""
+    """Return the least score among the largest ones that make up ``share`` of the sum."""
     ordered = scores.sort(descending=True).values
     reached = ordered.cumsum(0) / ordered.sum()
     place = int(torch.searchsorted(reached, share))
@@ -154,23 +153,23 @@ def _at_share(scores: Tensor, share: float) -> Tensor:
 
 
 def scores(graph: Graph) -> Scores:
-    """The graph's replacement and completeness scores; latents that were not traced count as errors."""
-    found = influence(graph)
-    unexplained = torch.zeros_like(found, dtype=torch.bool)
+    """Return the graph's replacement and completeness; latents that were not traced count as errors."""
+    reach = influence(graph)
+    unexplained = torch.zeros_like(reach, dtype=torch.bool)
     unexplained[: graph.errors.start] = True
     unexplained[graph.rows] = False
     unexplained[graph.errors] = True
-    tokens, errors = found[graph.embeddings].sum(), found[unexplained].sum()
+    tokens, errors = reach[graph.embeddings].sum(), reach[unexplained].sum()
     absolute = graph.effects.abs()
     explained = absolute[:, ~unexplained].sum(1) / absolute.sum(1).clamp(min=1e-20)
-    through = torch.cat([graph.output_weights, found[graph.rows]])
+    through = torch.cat([graph.output_weights, reach[graph.rows]])
     return Scores(float(tokens / (tokens + errors)), float((explained * through).sum() / through.sum()))
 
 
-def respond(graph: Graph, kept: Bool[Tensor, "cases active"]) -> Float[Tensor, "cases outputs"]:
-    """The outputs of the linear model when only ``kept`` latents are there and pass on what reaches them."""
-    strength = graph.effects.new_ones(graph.effects.shape[1], len(kept))
-    strength[: kept.shape[1]] = kept.T.to(strength)
+def respond(graph: Graph, present: Bool[Tensor, "cases active"]) -> Float[Tensor, "cases outputs"]:
+    """Return the linear model's outputs when only ``present`` latents are there and pass on what reaches them."""
+    strength = graph.effects.new_ones(graph.effects.shape[1], len(present))
+    strength[: present.shape[1]] = present.T.to(strength)
     layers = graph.layer[graph.rows]
     for layer in layers.unique():
         here = torch.nonzero(layers == layer)[:, 0]

@@ -1,20 +1,21 @@
-"""A picture of a graph: one HTML page with an SVG, no network, light and dark.
+"""The picture of a graph, as an SVG.
 
 Layers go up, positions go right; blue raises what it points at, orange lowers it.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from transcoders.circuits.graph import Graph, Pruned
 from transcoders.circuits.viewer import Labels, node_id, output_id
 
-SHOWN = 40
+MOST_NODES = 40
+"""Latents and errors that a picture has room for."""
 WIDTH, HEIGHT, GAP, LEFT, ROW_GAP, COLUMN_GAP = 128, 20, 5, 54, 26, 14
 NARROW = 66
 """Width of a position that has a token only."""
@@ -24,7 +25,7 @@ LEAST_SHARE = 0.01
 
 
 class Node(NamedTuple):
-    """A box of the picture."""
+    """Describe a box of the picture."""
 
     name: str
     kind: str
@@ -36,7 +37,7 @@ class Node(NamedTuple):
 
 
 class Edge(NamedTuple):
-    """A line of the picture; ``share`` is the effect over all absolute effects on its target."""
+    """Describe a line of the picture; ``share`` is the effect over all absolute effects on its target."""
 
     source: str
     target: str
@@ -45,96 +46,32 @@ class Edge(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a box is."""
+    """Say where a box is."""
 
     x: float
     y: float
     width: int
 
 
-STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1b1f24; --pale: #6b7280; --line: #d7dbe0;
-  --latent: #eef4fb; --error: #f3f0ea; --token: #eceff2; --output: #e9f5ee; --up: #0072b2; --down: #d55e00; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14171a; --ink: #e6e8eb; --pale: #9aa3ad; --line: #33393f;
-  --latent: #1c2b3a; --error: #2c2822; --token: #262b31; --output: #1b3126; --up: #56b4e9; --down: #f0934e; } }
-body { margin: 1.5rem; background: var(--paper); color: var(--ink); font: 14px/1.45 system-ui, sans-serif; }
-h1 { font-size: 1.15rem; margin: 0 0 .3rem; } p { margin: .2rem 0; max-width: 70em; } .pale { color: var(--pale); }
-dl { display: flex; flex-wrap: wrap; gap: .2rem 1.6rem; margin: .6rem 0; } dl div { display: flex; gap: .4rem; }
-dt { color: var(--pale); } dd { margin: 0; font-variant-numeric: tabular-nums; } a { color: var(--up); }
-.scroll { overflow-x: auto; } svg { display: block; font: 11px system-ui, sans-serif; }
-rect { stroke: var(--line); } .latent rect { fill: var(--latent); } .error rect { fill: var(--error);
-  stroke-dasharray: 3 2; } .token rect { fill: var(--token); } .output rect { fill: var(--output); }
-text { fill: var(--ink); } .axis { fill: var(--pale); } .grid { stroke: var(--line); stroke-dasharray: 1 4; }
-.edge { fill: none; } .up { stroke: var(--up); } .down { stroke: var(--down); } g.node { cursor: pointer; }
-svg.chosen .edge { opacity: .04 !important; } svg.chosen .edge.on { opacity: .95 !important; }
-svg.chosen g.node { opacity: .35; } svg.chosen g.node.on { opacity: 1; }
-"""
-SCRIPT = """
-const svg = document.querySelector("svg");
-let fixed = null;
-function choose(id) {
-  svg.classList.toggle("chosen", id !== null);
-  svg.querySelectorAll(".on").forEach(e => e.classList.remove("on"));
-  if (id === null) return;
-  const near = new Set([id]);
-  svg.querySelectorAll(".edge").forEach(e => {
-    if (e.dataset.from === id || e.dataset.to === id) {
-      e.classList.add("on"); near.add(e.dataset.from); near.add(e.dataset.to);
-    }
-  });
-  svg.querySelectorAll("g.node").forEach(n => n.classList.toggle("on", near.has(n.dataset.id)));
-}
-svg.querySelectorAll("g.node").forEach(n => {
-  n.addEventListener("mouseenter", () => fixed === null && choose(n.dataset.id));
-  n.addEventListener("mouseleave", () => fixed === null && choose(null));
-  n.addEventListener("click", () => { fixed = fixed === n.dataset.id ? null : n.dataset.id; choose(fixed); });
-});
-"""
+class Picture(NamedTuple):
+    """Hold an SVG, and how many of the pruned graph's latents and errors are in it."""
+
+    svg: str
+    drawn: int
+    pruned: int
 
 
-def page(graph: Graph, kept: Pruned, tokenizer: Any, *, title: str, facts: Mapping[str, str], labels: Labels) -> str:
-    """HTML of the most influential nodes of ``graph`` that ``kept`` holds, with ``facts`` above."""
-    words = [_visible(tokenizer.decode([token])) for token in graph.tokens.tolist()]
-    nodes, edges = _chosen(graph, kept, words, labels)
-    all_kept = int(kept.nodes[: graph.errors.stop].sum())
+def picture(graph: Graph, pruned: Pruned, words: list[str], labels: Labels) -> Picture:
+    """Draw the most influential nodes of ``graph`` that ``pruned`` holds; ``words`` are its tokens as text."""
+    visible = [_visible(word) for word in words]
+    nodes, edges = _most_influential(graph, pruned, visible, labels)
     drawn = sum(node.kind in ("latent", "error") for node in nodes)
-    listed = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        f"<meta name='viewport' content='width=device-width'><title>{escape(title)}</title>"
-        f"<style>{STYLE}</style></head><body>\n<h1>{escape(title)}</h1>\n<dl>{listed}</dl>\n"
-        f"<p class='pale'>The {drawn} most influential of {all_kept} latents and errors in the pruned graph. "
-        "Solid boxes are latents, dashed ones what a transcoder misses of its MLP. Blue raises, orange lowers; "
-        "width is the share of all that reaches the node above. Lines below 1 % are left out. Point at a "
-        "box for its value, click it to keep its lines.</p>\n"
-        f"<div class='scroll'>{_svg(nodes, edges, words)}</div>\n<script>{SCRIPT}</script></body></html>\n"
-    )
+    return Picture(_svg(nodes, edges, visible), drawn, int(pruned.nodes[: graph.errors.stop].sum()))
 
 
-def index_page(rows: Sequence[Mapping[str, Any]], title: str) -> str:
-    """HTML that links the pages ``<variant>-<prompt>.html``; a row holds a prompt's metrics under one variant."""
-    names = ("completeness", "graph_latents", "graph_edges", "faithfulness", "latents_needed")
-    head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in ("prompt", "task", "transcoders", *names))
-    body = []
-    for row in rows:
-        file = escape(f"{row['variant']}-{row['prompt']}.html")
-        link = f"<a href='{file}'>{escape(row['prompt'])}</a>"
-        cells = [link, escape(row["task"]), escape(row["variant"])]
-        cells += [f"{row[name]:.4g}" if name in row else "–" for name in names]
-        body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return (
-        f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title><style>{STYLE}"
-        "td, th { padding: .15rem .9rem .15rem 0; text-align: left; font-variant-numeric: tabular-nums; } "
-        f"</style></head><body>\n<h1>{escape(title)}</h1>\n<img src='graph_sizes.svg' alt='graph sizes' "
-        f"style='background: #fff; max-width: 100%'>\n<table><tr>{head}</tr>\n"
-        + "\n".join(body)
-        + "</table></body></html>\n"
-    )
-
-
-def _chosen(graph: Graph, kept: Pruned, words: list[str], labels: Labels) -> tuple[list[Node], list[Edge]]:
-    inner = torch.where(kept.nodes, kept.influence, -1.0)[: graph.errors.stop]
-    best = inner.topk(min(SHOWN, int((inner >= 0).sum()))).indices.tolist()
+def _most_influential(graph: Graph, pruned: Pruned, words: list[str], labels: Labels) -> tuple[list[Node], list[Edge]]:
+    inner = torch.where(pruned.nodes, pruned.influence, -1.0)[: graph.errors.stop]
+    best = inner.topk(min(MOST_NODES, int((inner >= 0).sum()))).indices.tolist()
     columns = [*sorted(best), *range(graph.embeddings.start, graph.embeddings.stop)]
     rows = {column: row for row, column in enumerate(graph.rows.tolist(), len(graph.outputs))}
     names = {column: node_id(graph, column) for column in columns}
@@ -145,15 +82,21 @@ def _chosen(graph: Graph, kept: Pruned, words: list[str], labels: Labels) -> tup
         size = float(graph.effects[row].abs().sum())
         for column in columns:
             effect = float(graph.effects[row, column])
-            if kept.edges[row, column] and abs(effect) >= LEAST_SHARE * size:
+            if pruned.edges[row, column] and abs(effect) >= LEAST_SHARE * size:
                 edges.append(Edge(names[column], name, effect, effect / size))
-    nodes = [_node(graph, column, names[column], float(kept.influence[column]), words, labels) for column in columns]
+    nodes = [_node(graph, column, names[column], float(pruned.influence[column]), words, labels) for column in columns]
     for i, output in enumerate(graph.outputs):
         value = float(graph.target[i])
-        nodes.append(Node(
-            output_id(graph, i), "output", graph.layers, len(words) - 1, _visible(output.label),
-            f"{_visible(output.label)}: {value:.3f}",
-        ))  # fmt: skip
+        nodes.append(
+            Node(
+                output_id(graph, i),
+                "output",
+                graph.layers,
+                len(words) - 1,
+                _visible(output.label),
+                f"{_visible(output.label)}: {value:.3f}",
+            )
+        )
     return nodes, sorted(edges, key=lambda edge: abs(edge.share))
 
 
@@ -178,10 +121,10 @@ def _svg(nodes: list[Node], edges: list[Edge], words: list[str]) -> str:
     for node in nodes:
         cells[node.row, node.position].append(node)
     used = sorted({node.row for node in nodes})
-    stacks = {row: max(len(own) for (r, _), own in cells.items() if r == row) for row in used}
+    heights = {row: max(len(boxes) for (r, _), boxes in cells.items() if r == row) for row in used}
     bottom, y_of = 0.0, {}
     for row in used:
-        bottom -= stacks[row] * (HEIGHT + GAP) + ROW_GAP
+        bottom -= heights[row] * (HEIGHT + GAP) + ROW_GAP
         y_of[row] = bottom
     wide = {node.position for node in nodes if node.kind != "token"}
     widths = [WIDTH if position in wide else NARROW for position in range(len(words))]
@@ -189,18 +132,18 @@ def _svg(nodes: list[Node], edges: list[Edge], words: list[str]) -> str:
     top, width = bottom - ROW_GAP, x_of[-1]
     place = {
         node.name: Place(x_of[node.position], y_of[row] - top + i * (HEIGHT + GAP), widths[node.position])
-        for (row, _), own in cells.items()
-        for i, node in enumerate(own)
+        for (row, _), boxes in cells.items()
+        for i, node in enumerate(boxes)
     }
-    parts = [f"<svg viewBox='0 0 {width} {-top:.0f}' width='{width}' height='{-top:.0f}' role='img'>"]
+    lines = [f"<svg viewBox='0 0 {width} {-top:.0f}' width='{width}' height='{-top:.0f}' role='img'>"]
     for row in used:
         y = y_of[row] - top
         name = {-1: "token", max(used): "output"}.get(row, f"layer {row}")
-        parts.append(f"<line class='grid' x1='0' x2='{width}' y1='{y - ROW_GAP / 2:.1f}' y2='{y - ROW_GAP / 2:.1f}'/>")
-        parts.append(f"<text class='axis' x='0' y='{y + 14:.1f}'>{name}</text>")
-    parts += [_line(edge, place) for edge in edges]
-    parts += [_box(node, place[node.name]) for node in nodes]
-    return "\n".join([*parts, "</svg>"])
+        lines.append(f"<line class='grid' x1='0' x2='{width}' y1='{y - ROW_GAP / 2:.1f}' y2='{y - ROW_GAP / 2:.1f}'/>")
+        lines.append(f"<text class='axis' x='0' y='{y + 14:.1f}'>{name}</text>")
+    lines += [_line(edge, place) for edge in edges]
+    lines += [_box(node, place[node.name]) for node in nodes]
+    return "\n".join([*lines, "</svg>"])
 
 
 def _line(edge: Edge, place: Mapping[str, Place]) -> str:

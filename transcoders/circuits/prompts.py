@@ -21,7 +21,7 @@ class Prompt(Settings):
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts in a YAML file.
+    """Read the prompts in a YAML file.
 
     Raises:
         UserError: there is no such file, or it holds something else.

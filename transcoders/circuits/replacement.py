@@ -10,34 +10,46 @@ from torch import Tensor
 from tqdm import tqdm
 
 from transcoders.circuits.frozen import Frozen, Step
-from transcoders.circuits.layout import Layout, Replacement, replaced
+from transcoders.circuits.parts import ModelParts, Replacement, replaced
+from transcoders.core.files import rounded
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.evaluation.loss import ROWS_PER_CHUNK, ContextBatch, ModelLosses, add_rows, no_losses
+from transcoders.evaluation.loss import ROWS_PER_CHUNK, ContextBatch, ModelLosses, add_rows, loss_metrics, no_losses
+from transcoders.evaluation.settings import EvaluateSettings
 
 CASES_PER_BATCH = 16
 
 
+def replaced_metrics(losses: ModelLosses, layers: int, settings: EvaluateSettings) -> dict[str, float]:
+    """Return what the losses with the MLPs of ``layers`` layers replaced come to."""
+    with_errors = float(losses.ce["with_errors"].sum()) / float(losses.tokens.sum())
+    metrics = loss_metrics(losses, "replaced", settings)
+    return rounded({"layers": float(layers), **metrics, "ce_with_errors": with_errors})
+
+
 @torch.inference_mode()
 def replaced_losses(
-    layout: Layout, transcoders: Mapping[int, Transcoder], means: Mapping[int, Float[Tensor, "d_model"]],
-    batches: list[ContextBatch], documents: int,
-) -> ModelLosses:  # fmt: skip
-    """Loss of the model with every MLP that has a transcoder replaced.
+    parts: ModelParts,
+    transcoders: Mapping[int, Transcoder],
+    means: Mapping[int, Float[Tensor, "d_model"]],
+    batches: list[ContextBatch],
+    documents: int,
+) -> ModelLosses:
+    """Measure the loss of the model with every MLP that has a transcoder replaced, in four ways.
 
-    ``replaced``: by the transcoders alone. ``with_errors``: plus what each misses on the clean run, which
-    must give the clean loss. ``zero``, ``mean``: by constants.
+    ``replaced``: by the transcoders alone. ``with_errors``: plus what each misses on the clean run, so that
+    the clean loss must come out. ``zero``, ``mean``: by constants.
     """
     losses = no_losses(["replaced", "with_errors", "zero", "mean"], documents)
-    body = layout.model.base_model
+    body = parts.model.base_model
     with tqdm(desc="all MLPs replaced", total=sum(int(b.mask[:, 1:].sum()) for b in batches), unit="tok") as bar:
         for batch in batches:
-            tokens, predicted = batch.tokens.to(layout.device), batch.mask[:, 1:].to(layout.device)
+            tokens, predicted = batch.tokens.to(parts.device), batch.mask[:, 1:].to(parts.device)
 
-            def final(ways: Mapping[int, Replacement], tokens: Tensor = tokens, kept: Tensor = predicted) -> Tensor:
-                with replaced(layout, ways):
-                    return body(tokens, use_cache=False).last_hidden_state[:, :-1][kept]
+            def final(ways: Mapping[int, Replacement], tokens: Tensor = tokens, mask: Tensor = predicted) -> Tensor:
+                with replaced(parts, ways):
+                    return body(tokens, use_cache=False).last_hidden_state[:, :-1][mask]
 
-            clean, errors = _clean_run(layout, transcoders, tokens)
+            clean, errors = _clean_run(parts, transcoders, tokens)
             states = {
                 "replaced": final(transcoders),
                 "with_errors": final({n: _plus(model, errors[n]) for n, model in transcoders.items()}),
@@ -49,15 +61,15 @@ def replaced_losses(
             for start in range(0, len(target), ROWS_PER_CHUNK):
                 rows = slice(start, start + ROWS_PER_CHUNK)
                 chunk = {name: values[rows] for name, values in states.items()}
-                add_rows(losses, layout.model, clean[rows], chunk, target[rows, None], owner[rows])
+                add_rows(losses, parts.model, clean[rows], chunk, target[rows, None], owner[rows])
             bar.update(len(target))
     return losses
 
 
 def _clean_run(
-    layout: Layout, transcoders: Mapping[int, Transcoder], tokens: Tensor
+    parts: ModelParts, transcoders: Mapping[int, Transcoder], tokens: Tensor
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """Final states of the untouched model, and what each transcoder misses of its MLP's output there."""
+    """Return the final states of the untouched model, and what each transcoder misses of its MLP's output there."""
     predictions: dict[int, Tensor] = {}
     errors: dict[int, Tensor] = {}
 
@@ -75,10 +87,10 @@ def _clean_run(
 
     with ExitStack() as stack:
         for number in transcoders:
-            layer = layout.layers[number]
+            layer = parts.layers[number]
             stack.callback(layer.mlp_in.register_forward_hook(predict(number)).remove)
             stack.callback(layer.mlp_out.register_forward_hook(subtract(number)).remove)
-        return layout.model.base_model(tokens, use_cache=False).last_hidden_state, errors
+        return parts.model.base_model(tokens, use_cache=False).last_hidden_state, errors
 
 
 def _plus(model: Transcoder, error: Tensor) -> Replacement:
@@ -91,31 +103,31 @@ def _constant(value: Tensor) -> Replacement:
 
 @torch.inference_mode()
 def run_with_latents(
-    frozen: Frozen, directions: Float[Tensor, "outputs d_model"], kept: Bool[Tensor, "cases active"]
+    frozen: Frozen, directions: Float[Tensor, "outputs d_model"], present: Bool[Tensor, "cases active"]
 ) -> Float[Tensor, "cases outputs"]:
-    """Outputs of the live model, attention and norms included, when only ``kept`` of the active latents are there.
+    """Run the live model, attention and norms included, with only ``present`` of the active latents.
 
-    A kept latent's value is computed from what reaches it (no other ones fire); errors stay as they are.
+    A latent's value is computed from what reaches it (no other ones fire); errors stay as they are.
     """
     counts = [0 if step.site is None else len(step.site.latent) for step in frozen.steps]
-    found = []
-    for cases in kept.split(CASES_PER_BATCH):
-        parts = cases.split(counts, dim=1)
-        ways = {n: _with_kept(step, part) for n, (step, part) in enumerate(zip(frozen.steps, parts, strict=True))}
-        with replaced(frozen.layout, ways):
+    outputs = []
+    for cases in present.split(CASES_PER_BATCH):
+        masks = cases.split(counts, dim=1)
+        ways = {n: _with_latents(step, part) for n, (step, part) in enumerate(zip(frozen.steps, masks, strict=True))}
+        with replaced(frozen.parts, ways):
             tokens = frozen.tokens.expand(len(cases), -1)
-            states = frozen.layout.model.base_model(tokens, use_cache=False).last_hidden_state
-        found.append(states[:, -1] @ directions.T)
-    return torch.cat(found)
+            states = frozen.parts.model.base_model(tokens, use_cache=False).last_hidden_state
+        outputs.append(states[:, -1] @ directions.T)
+    return torch.cat(outputs)
 
 
-def _with_kept(step: Step, kept: Bool[Tensor, "cases active"]) -> Replacement:
+def _with_latents(step: Step, present: Bool[Tensor, "cases active"]) -> Replacement:
     site = step.site
 
     def replace(x: Tensor) -> Tensor:
         if site is None:
             return step.error.expand_as(x)
-        values = torch.relu((x[:, site.position] * site.encoder).sum(-1) + site.encoder_bias) * kept
+        values = torch.relu((x[:, site.position] * site.encoder).sum(-1) + site.encoder_bias) * present
         y = (step.error + site.bias).expand_as(x).clone()
         y.index_add_(1, site.position, values[..., None] * site.decoder)
         return y if site.skip is None else y + x @ site.skip.T

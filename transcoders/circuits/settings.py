@@ -12,7 +12,7 @@ class CircuitSettings(Settings):
 
     seeds: list[int] = Field(default=[])
     """Seeds of ``runs`` whose transcoders are put together; an empty list turns the stage off."""
-    prompts: str = Field(default="prompts/circuits.yaml", min_length=1)
+    prompts: str = Field(default="inputs/prompts/circuits.yaml", min_length=1)
     """A YAML file of prompts: name, task, text, answer, foil."""
     loss_tokens: int = Field(default=1024, gt=0)
     """Test tokens on which the model with all MLPs replaced is judged."""
@@ -22,7 +22,7 @@ class CircuitSettings(Settings):
     """Targets per backward pass: bounds memory."""
     node_threshold: float = Field(default=0.8, gt=0, le=1)
     """Nodes kept carry this share of the influence on the output."""
-    edge_threshold: float = Field(default=0.98, gt=0, le=1)
+    edge_threshold: float = Field(default=0.95, gt=0, le=1)
     """Edges kept carry this share of the influence between kept nodes."""
     faithfulness: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """Graphs of different transcoders are compared at this share of the logit difference."""

@@ -1,6 +1,7 @@
 """Everything about one prompt: its graph, what is left of it after pruning, and whether it is faithful."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -9,56 +10,142 @@ from transcoders.circuits.attribution import attribute, difference
 from transcoders.circuits.faithfulness import Curves, curves
 from transcoders.circuits.frozen import freeze
 from transcoders.circuits.graph import Graph, Pruned, prune, scores
-from transcoders.circuits.layout import Layout, replaced
+from transcoders.circuits.pages import graph_page
+from transcoders.circuits.parts import ModelParts, load_parts, replaced
 from transcoders.circuits.prompts import Prompt
 from transcoders.circuits.replacement import run_with_latents
 from transcoders.circuits.settings import CircuitSettings
+from transcoders.circuits.viewer import Labels
+from transcoders.core.devices import resolve_device
+from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import Transcoder
+from transcoders.language.model import load_tokenizer
+
+FACTS = (
+    "difference",
+    "completeness_error",
+    "completeness",
+    "replacement",
+    "graph_latents",
+    "graph_errors",
+    "graph_edges",
+    "faithfulness",
+    "latents_needed",
+)
+"""Metrics that stand on a graph's page."""
 
 
 class Traced(NamedTuple):
-    """A prompt's circuit."""
+    """Hold a prompt's circuit: its graph, what pruning left of it, and how faithful it is."""
 
+    prompt: Prompt
+    words: list[str]
+    """The prompt's tokens as text, BOS first."""
     graph: Graph
-    kept: Pruned
+    pruned: Pruned
     curves: Curves
     metrics: dict[str, float]
 
+    def facts(self) -> dict[str, str]:
+        """Return the main metrics, as the page shows them."""
+        return {key.replace("_", " "): f"{self.metrics[key]:.4g}" for key in FACTS if key in self.metrics}
+
+    def page(self, labels: Labels | None = None, transcoders: str | None = None) -> str:
+        """Return an HTML page with a picture of the graph.
+
+        ``labels`` describe latents, by (layer, latent); ``transcoders`` says which set of transcoders this is.
+        """
+        title = f"{self.prompt.text} →{self.prompt.answer}, not{self.prompt.foil}"
+        facts = {"transcoders": transcoders, **self.facts()} if transcoders else self.facts()
+        return graph_page(self.graph, self.pruned, self.words, title=title, facts=facts, labels=labels or {})
+
 
 def trace(
-    layout: Layout, transcoders: Mapping[int, Transcoder], tokenizer: Any, prompt: Prompt, settings: CircuitSettings
+    text: str,
+    answer: str,
+    foil: str,
+    transcoders: Mapping[int, Transcoder | str | Path],
+    model: str | Path = "data/model",
+    settings: CircuitSettings | None = None,
+    device: str = "cpu",
 ) -> Traced:
-    """Trace the logit difference of answer and foil."""
+    """Trace which latents raise the logit of ``answer`` over that of ``foil`` after ``text``.
+
+    Args:
+        text: What the model reads. The tokenizer puts BOS before it.
+        answer: A continuation of the text, with its space, such as ``" Paris"``: its first token counts.
+        foil: Another continuation: what is traced is the difference of the two logits.
+        transcoders: By layer, a transcoder on ``device`` (``transcoders.load`` reads anybody's) or the folder of one
+            of ours. The MLPs of other layers are errors as a whole: their outputs are taken as they are, and the
+            causes of these are not traced.
+        model: The folder of the language model, as stage `model` writes it.
+        settings: How much of the graph is traced and kept (``circuits`` in params.yaml); None takes the defaults.
+        device: Where to compute: auto, cpu, cuda or cuda:N.
+
+    Returns:
+        The graph, what pruning left of it, faithfulness curves, and metrics (docs/circuits.md explains them).
+
+    Raises:
+        UserError: a text is empty, answer and foil begin with the same token, a transcoder does not fit the model,
+            or the model's layers are not like Gemma's or Llama's.
+    """
+    empty = [name for name, value in (("text", text), ("answer", answer), ("foil", foil)) if not value]
+    if empty:
+        raise UserError(f"{empty[0]}: is empty; trace() needs a text, an answer and a foil")
+    where = resolve_device(device)
+    loaded = {n: t if isinstance(t, Transcoder) else Transcoder.load(t, where) for n, t in transcoders.items()}
+    prompt = Prompt(name="prompt", task="any", text=text, answer=answer, foil=foil)
+    parts, tokenizer = load_parts(Path(model), where), load_tokenizer(Path(model))
+    return trace_prompt(parts, loaded, tokenizer, prompt, settings or CircuitSettings())
+
+
+def trace_prompt(
+    parts: ModelParts,
+    transcoders: Mapping[int, Transcoder],
+    tokenizer: Any,
+    prompt: Prompt,
+    settings: CircuitSettings,
+) -> Traced:
+    """Trace the logit difference of a prompt's answer and foil, with the model and its transcoders at hand."""
     tokens = torch.tensor(tokenizer(prompt.text)["input_ids"])
-    frozen = freeze(layout, transcoders, tokens)
+    words = [tokenizer.decode([token]) for token in tokens.tolist()]
+    frozen = freeze(parts, transcoders, tokens)
     targets = difference(frozen, tokenizer, prompt.answer, prompt.foil)
     graph = attribute(frozen, targets, settings)
-    kept = prune(graph, settings.node_threshold, settings.edge_threshold)
-    found = curves(frozen, targets.directions, graph, settings.seed)
-    clean = float(graph.target[0])
-    latents = kept.nodes[: graph.errors.start]
-    with torch.inference_mode(), replaced(layout, transcoders):
-        states = layout.model.base_model(frozen.tokens[None], use_cache=False).last_hidden_state
-    bare = float(states[0, -1] @ targets.directions[0])
-    pruned = float(run_with_latents(frozen, targets.directions, latents[None])[0, 0])
+    pruned = prune(graph, settings.node_threshold, settings.edge_threshold)
+    measured = curves(frozen, targets.directions, graph, settings.seed)
+    with torch.inference_mode(), replaced(parts, transcoders):
+        states = parts.model.base_model(frozen.tokens[None], use_cache=False).last_hidden_state
+    without_errors = float(states[0, -1] @ targets.directions[0])
+    latents = pruned.nodes[: graph.errors.start]
+    of_pruned = float(run_with_latents(frozen, targets.directions, latents[None])[0, 0])
+    metrics = _metrics(graph, pruned, measured, without_errors, of_pruned, settings.faithfulness)
+    return Traced(prompt, words, graph, pruned, measured, metrics)
+
+
+def _metrics(
+    graph: Graph, pruned: Pruned, measured: Curves, without_errors: float, of_pruned: float, share: float
+) -> dict[str, float]:
+    """Return a prompt's metrics, given the outputs of the transcoders alone and of the pruned graph's latents."""
+    clean, none = float(graph.target[0]), float(measured.kept[0])
     score = scores(graph)
     metrics = {
         "difference": clean,
-        "probability": targets.outputs[0].probability,
-        "share_without_errors": bare / clean,
-        "share_without_latents": float(found.kept[0]) / clean,
+        "probability": graph.outputs[0].probability,
+        "share_without_errors": without_errors / clean,
+        "share_without_latents": none / clean,
         "completeness_error": abs(float(graph.effects[0].sum() + graph.constant[0]) - clean) / abs(clean),
         "largest_sum_error": float(graph.sum_errors().max()),
         "active_latents": float(len(graph.layer)),
-        "graph_latents": float(latents.sum()),
-        "graph_errors": float(kept.nodes[graph.errors].sum()),
-        "graph_edges": float(kept.edges.sum()),
+        "graph_latents": float(pruned.nodes[: graph.errors.start].sum()),
+        "graph_errors": float(pruned.nodes[graph.errors].sum()),
+        "graph_edges": float(pruned.edges.sum()),
         "replacement": score.replacement,
         "completeness": score.completeness,
-        "direction_agreement": found.direction_agreement,
+        "direction_agreement": measured.direction_agreement,
     }
-    if found.latents_matter:
-        metrics["faithfulness"] = (pruned - float(found.kept[0])) / (clean - float(found.kept[0]))
-        metrics["latents_needed"] = float(found.size_at(settings.faithfulness))
-        metrics["drop_beyond_random"] = found.drop
-    return Traced(graph, kept, found, metrics)
+    if measured.latents_matter:
+        metrics["faithfulness"] = (of_pruned - none) / (clean - none)
+        metrics["latents_needed"] = float(measured.size_at(share))
+        metrics["drop_beyond_random"] = measured.drop
+    return metrics

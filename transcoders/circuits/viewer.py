@@ -19,24 +19,39 @@ INDEX = "graph-metadata.json"
 
 
 def graph_json(
-    graph: Graph, kept: Pruned, tokenizer: Any, *, slug: str, scan: str, prompt: str, labels: Labels, threshold: float
+    graph: Graph,
+    pruned: Pruned,
+    words: list[str],
+    *,
+    slug: str,
+    scan: str,
+    prompt: str,
+    labels: Labels,
+    threshold: float,
 ) -> dict[str, Any]:
-    """The kept part of ``graph`` as the viewer reads it; ``scan`` names the set of transcoders."""
-    tokens = graph.tokens.tolist()
-    columns = torch.nonzero(kept.nodes)[:, 0].tolist()
+    """Return the pruned part of ``graph`` as the viewer reads it.
+
+    ``words`` are the prompt's tokens as text, ``scan`` names the set of transcoders, and ``threshold`` is the share
+    of the influence that pruning left to the nodes.
+    """
+    columns = torch.nonzero(pruned.nodes)[:, 0].tolist()
     ids = {column: node_id(graph, column) for column in columns}
-    reached = _cumulative(kept.influence)
+    reached = _cumulative(pruned.influence)
     nodes = [_node(graph, column, ids[column], float(reached[column]), labels) for column in columns]
     nodes += [_output(graph, place) for place in range(len(graph.outputs))]
     targets = [output_id(graph, place) for place in range(len(graph.outputs))]
     targets += [ids.get(column, "") for column in graph.rows.tolist()]
-    rows, sources = (part.tolist() for part in kept.edges.nonzero(as_tuple=True))
-    weights = graph.effects[kept.edges].tolist()
+    rows, sources = (side.tolist() for side in pruned.edges.nonzero(as_tuple=True))
+    weights = graph.effects[pruned.edges].tolist()
     return {
         "metadata": {
-            "slug": slug, "scan": scan, "transcoder_list": [], "prompt": prompt,
-            "prompt_tokens": [tokenizer.decode([token]) for token in tokens],
-            "node_threshold": threshold, "schema_version": 1,
+            "slug": slug,
+            "scan": scan,
+            "transcoder_list": [],
+            "prompt": prompt,
+            "prompt_tokens": words,
+            "node_threshold": threshold,
+            "schema_version": 1,
         },
         "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
         "nodes": nodes,
@@ -44,16 +59,16 @@ def graph_json(
             {"source": ids[source], "target": targets[row], "weight": float(f"{weight:.6g}")}
             for row, source, weight in zip(rows, sources, weights, strict=True)
         ],
-    }  # fmt: skip
+    }
 
 
 def write_index(folder: Path, graphs: list[dict[str, Any]]) -> None:
-    """The list that the viewer's menu is made of."""
+    """Write the list that the viewer's menu is made of."""
     write_json(folder / INDEX, {"graphs": [graph["metadata"] for graph in graphs]})
 
 
 def node_id(graph: Graph, column: int) -> str:
-    """``layer_latent_position``, ``err_layer_position`` or ``E_token_position``."""
+    """Return ``layer_latent_position``, ``err_layer_position`` or ``E_token_position``."""
     if column < graph.errors.start:
         return f"{int(graph.layer[column])}_{int(graph.latent[column])}_{int(graph.position[column])}"
     if column < graph.errors.stop:
@@ -64,50 +79,69 @@ def node_id(graph: Graph, column: int) -> str:
 
 
 def output_id(graph: Graph, place: int) -> str:
-    """The id of an output, above all layers."""
+    """Return the id of an output, above all layers."""
     return f"{graph.layers + 1}_{graph.outputs[place].token}_{len(graph.tokens) - 1}"
 
 
 def _node(graph: Graph, column: int, name: str, reached: float, labels: Labels) -> dict[str, Any]:
     layer, number, position = name.split("_")
     common = {
-        "node_id": name, "jsNodeId": f"{layer}_{number}-0", "token_prob": 0.0, "is_target_logit": False,
-        "run_idx": 0, "reverse_ctx_idx": 0, "clerp": "", "influence": float(f"{reached:.6g}"), "activation": None,
+        "node_id": name,
+        "jsNodeId": f"{layer}_{number}-0",
+        "token_prob": 0.0,
+        "is_target_logit": False,
+        "run_idx": 0,
+        "reverse_ctx_idx": 0,
+        "clerp": "",
+        "influence": float(f"{reached:.6g}"),
+        "activation": None,
         "ctx_idx": int(position),
-    }  # fmt: skip
+    }
     if layer == "E":
         return common | {"feature": int(position), "layer": "E", "feature_type": "embedding"}
     if layer == "err":
         return common | {
-            "feature": -1, "layer": number, "feature_type": "mlp reconstruction error",
+            "feature": -1,
+            "layer": number,
+            "feature_type": "mlp reconstruction error",
             "jsNodeId": f"{number}_err-{position}",
-        }  # fmt: skip
+        }
     return common | {
-        "feature": _paired(int(layer), int(number)), "layer": layer, "feature_type": "cross layer transcoder",
+        "feature": _cantor(int(layer), int(number)),
+        "layer": layer,
+        "feature_type": "cross layer transcoder",
         "clerp": labels.get((int(layer), int(number)), f"L{layer} latent {number}"),
         "activation": float(f"{float(graph.value[column]):.6g}"),
-    }  # fmt: skip
+    }
 
 
 def _output(graph: Graph, place: int) -> dict[str, Any]:
     output = graph.outputs[place]
     name = output_id(graph, place)
     return {
-        "node_id": name, "jsNodeId": f"L_{output.token}-{len(graph.tokens) - 1}", "feature": output.token,
-        "layer": str(graph.layers + 1), "ctx_idx": len(graph.tokens) - 1, "feature_type": "logit",
-        "token_prob": float(f"{output.probability:.6g}"), "is_target_logit": place == 0, "run_idx": 0,
-        "reverse_ctx_idx": 0, "clerp": f'Output "{output.label}" (p={output.probability:.3f})',
-        "influence": None, "activation": None,
-    }  # fmt: skip
+        "node_id": name,
+        "jsNodeId": f"L_{output.token}-{len(graph.tokens) - 1}",
+        "feature": output.token,
+        "layer": str(graph.layers + 1),
+        "ctx_idx": len(graph.tokens) - 1,
+        "feature_type": "logit",
+        "token_prob": float(f"{output.probability:.6g}"),
+        "is_target_logit": place == 0,
+        "run_idx": 0,
+        "reverse_ctx_idx": 0,
+        "clerp": f'Output "{output.label}" (p={output.probability:.3f})',
+        "influence": None,
+        "activation": None,
+    }
 
 
-def _paired(layer: int, latent: int) -> int:
-    """The viewer's one number for the two (Cantor's pairing)."""
+def _cantor(layer: int, latent: int) -> int:
+    """Return the one number that the viewer has for the two (Cantor's pairing)."""
     return (layer + latent) * (layer + latent + 1) // 2 + latent
 
 
 def _cumulative(influence: Tensor) -> Tensor:
-    """Share of all influence that a node and all stronger ones carry: what the viewer's slider cuts at."""
+    """Return the share of all influence that a node and all stronger ones carry: what the viewer's slider cuts at."""
     order = influence.argsort(descending=True)
     result = torch.empty_like(influence)
     result[order] = influence[order].cumsum(0) / influence.sum()

@@ -25,6 +25,10 @@ class Contexts(NamedTuple):
     documents: pd.DataFrame
     """One row a document: title, tokens used."""
 
+    def used_documents(self) -> int:
+        """Count the documents of which any token is used."""
+        return int((self.documents["tokens"] > 0).sum())
+
 
 def make_contexts(
     source: Iterable[Document],

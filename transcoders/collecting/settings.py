@@ -1,9 +1,10 @@
 """Which activations to collect, of which text."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from transcoders.core.places import refuse_secrets
 from transcoders.core.settings import Settings
 from transcoders.language.settings import HookSettings
 
@@ -49,3 +50,15 @@ class CollectSettings(Settings):
     hooks: HookSettings = HookSettings()
     url: str | None = None
     """Where the stores lie, as fsspec writes it (``s3://bucket/prefix``); null: in data/activations/."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.url is not None:
+            refuse_secrets("url", self.url)
+            if "://" not in self.url:
+                raise ValueError(f"url: {self.url!r} is no URL such as s3://bucket/prefix; or use null")
+        if self.max_norm is not None and self.outputs == "recomputed":
+            raise ValueError(
+                "max_norm: needs y to be stored, for its statistics; set outputs: stored, or max_norm: null"
+            )
+        return self

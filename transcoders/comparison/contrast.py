@@ -1,13 +1,17 @@
 """One variant against another: differences with intervals over seeds and documents."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
+from transcoders.comparison.results import RunResult
+from transcoders.evaluation.paired import paired
 from transcoders.evaluation.settings import EvaluateSettings
+from transcoders.training.settings import VariantSettings
 
 RATIOS = {
     "fvu": (("error",), ("variation",)),
@@ -15,14 +19,45 @@ RATIOS = {
     "loss_recovered": (("ce_zero", "ce_replaced"), ("ce_zero", "ce_clean")),
 }
 """Metrics that are a ratio of sums over documents: numerator and denominator, a second name subtracted."""
+OF_SEEDS = ("dead_fraction", "mean_max_cosine")
+"""What no document has a part in: such a difference has an interval over seeds only, and none for one seed."""
+COLUMNS = ("layer", "variant", "against", "metric", "difference", "low", "high", "seeds")
+
+
+def contrasts(
+    results: Sequence[RunResult], variants: Mapping[str, VariantSettings], settings: EvaluateSettings
+) -> pd.DataFrame:
+    """Return every variant against the plain one, and progressive against joint, at every layer."""
+    layers = list(dict.fromkeys(result.layer for result in results))
+    rows: list[dict[str, Any]] = []
+    for layer, (variant, against) in product(layers, pairs(variants)):
+        ours, theirs = ([r for r in results if (r.layer, r.variant) == (layer, name)] for name in (variant, against))
+        differences = contrast([r.documents for r in ours], [r.documents for r in theirs], settings)
+        for metric in OF_SEEDS:
+            differences[metric] = paired(*(pd.Series([r.evaluation[metric] for r in side]) for side in (ours, theirs)))
+        rows += [
+            dict(zip(COLUMNS, (layer, variant, against, metric, *difference, len(ours)), strict=True))
+            for metric, difference in differences.items()
+        ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def pairs(variants: Mapping[str, VariantSettings]) -> list[tuple[str, str]]:
+    """Return which variants to compare: those of full width with the plain one, progressive ones with joint ones."""
+    full = [name for name, variant in variants.items() if variant.d_hidden_share == 1]
+    plain = [name for name in full if variants[name] == VariantSettings()][:1]
+    joint = [name for name in full if variants[name].prefixes and variants[name].training == "joint"]
+    progressive = [name for name in full if variants[name].training == "progressive"]
+    with_plain = [(name, p) for p in plain for name in full if name != p]
+    return with_plain + [(name, other) for name in progressive for other in joint]
 
 
 def contrast(
     ours: Sequence[pd.DataFrame], theirs: Sequence[pd.DataFrame], settings: EvaluateSettings
 ) -> dict[str, tuple[float, float, float]]:
-    """``ours − theirs`` of each metric in ``RATIOS``, with its 2.5 % and 97.5 % bootstrap percentiles.
+    """Return ``ours − theirs`` of each metric in ``RATIOS``, with its 2.5 % and 97.5 % bootstrap percentiles.
 
-    One table of sums per document (as in ``data/documents``) a seed; all of the same documents. A
+    One table of sums per document (``documents.csv`` of stage `evaluate`) a seed; all of the same documents. A
     resample draws seeds for either side, and the same documents for both.
     """
     rng = np.random.default_rng(settings.seed)
@@ -46,23 +81,14 @@ def contrast(
     return result
 
 
-def paired(ours: pd.Series, theirs: pd.Series) -> tuple[float, float, float]:
-    """Mean difference of two variants' values, seed by seed, and its 95 % interval (Student's t)."""
-    differences = ours.to_numpy(dtype=np.float64) - theirs.to_numpy(dtype=np.float64)
-    mean = float(differences.mean())
-    if len(differences) == 1:
-        return mean, float("nan"), float("nan")
-    low, high = stats.t.interval(0.95, len(differences) - 1, mean, stats.sem(differences))
-    return mean, float(low), float(high)
-
-
 def _draw(rng: np.random.Generator, seeds: int, resamples: int) -> NDArray[np.float64]:
-    """Shares of the seeds in each resample; the first takes them as they are."""
+    """Draw shares of the seeds in each resample; the first takes them as they are."""
     counts = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
     return np.concatenate([np.full((1, seeds), 1 / seeds), counts / seeds])
 
 
 def _sums(table: pd.DataFrame, names: tuple[str, ...], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the sum over documents of a column, less a second one, under each row of ``weights``."""
     values = table[names[0]].to_numpy(dtype=np.float64)
     if len(names) > 1:
         values = values - table[names[1]].to_numpy(dtype=np.float64)

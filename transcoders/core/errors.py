@@ -8,9 +8,17 @@ class UserError(Exception):
 
 
 DAMAGE = (
-    OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, NotImplementedError, MemoryError,
-    RecursionError, AssertionError,
-)  # fmt: skip
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    NotImplementedError,
+    MemoryError,
+    RecursionError,
+    AssertionError,
+)
 """What the libraries that read files raise, depending on which byte of a damaged one is wrong."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)

@@ -8,12 +8,12 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -81,6 +81,29 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+@contextmanager
+def alone(path: Path, work: str, *, here: bool = True) -> Iterator[None]:
+    """Keep every other process off the output ``path`` while this one does ``work``, such as "training it".
+
+    Of several processes that work together, the one ``here`` does this for all.
+
+    Raises:
+        UserError: another process is at it.
+    """
+    if not here:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path.parent / f".{path.name}.lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(
+            f"{path.name}: another process is {work}; wait until it is done, or stop it and rerun to continue where "
+            "it was"
+        ) from None
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write ``content`` with a fixed layout, so that equal content gives equal bytes."""
     text = json.dumps(content, indent=2, allow_nan=False)
@@ -116,6 +139,36 @@ def read_yaml(path: Path, name: str) -> Any:
         raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
+def merge_yaml(source: Path, override: Mapping[str, Any], target: Path) -> None:
+    """Write ``target``: the YAML file ``source`` with the values of ``override``, and with its comments."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 120
+    content = yaml.load(source)
+    _merge(content, override)
+    with target.open("w") as out:
+        yaml.dump(content, out)
+
+
+def _merge(target: Any, override: Mapping[str, Any]) -> None:
+    for key, value in override.items():
+        if isinstance(value, Mapping) and isinstance(target.get(key), Mapping):
+            _merge(target[key], value)
+        elif isinstance(value, list) and isinstance(target.get(key), list):
+            target[key][:] = value  # in place, so that the list keeps its style and comments
+        else:
+            target[key] = value
+
+
+def files_hash(files: Iterable[Path], root: Path = Path()) -> str:
+    """Return a hash of the names, relative to ``root``, and the bytes of ``files``."""
+    digest = hashlib.sha256()
+    for path in sorted(set(files)):
+        digest.update(f"{path}\0".encode())
+        digest.update((root / path).read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
     """``metrics`` to six significant digits: what a reader needs, and stable between machines."""
     return {name: float(f"{value:.6g}") for name, value in metrics.items()}
@@ -131,11 +184,6 @@ def fingerprint(*parts: Any) -> str:
     """A short hash of JSON-serialisable values, equal exactly when they are equal."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def source_hash(*modules: ModuleType) -> str:
-    """A hash of modules' source code: work begun by other code is never continued."""
-    return fingerprint(*(Path(str(module.__file__)).read_text() for module in modules))
 
 
 def cache_folder(kind: str) -> Path:

@@ -41,6 +41,16 @@ def redacted(url: str) -> str:
     return re.sub(r"://([^/@:]*):[^/@]*@", r"://\1:***@", url).partition("?")[0]
 
 
+def refuse_secrets(key: str, url: str) -> None:
+    """Refuse a URL of the parameter ``key`` that holds a password or a query, without repeating it.
+
+    Raises:
+        ValueError: it does. (Settings turn it into a user's error.)
+    """
+    if "://" in url and redacted(url) != url:
+        raise ValueError(f"{key}: a URL must hold no password and no query; credentials belong in the environment")
+
+
 def name_of(where: Place) -> str:
     """The last part."""
     return Path(where if isinstance(where, Path) else redacted(where)).name

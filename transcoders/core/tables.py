@@ -15,6 +15,12 @@ def write_parquet(table: pd.DataFrame, path: Path, **options: Any) -> None:
         table.to_parquet(temporary, write_page_checksum=True, **options)
 
 
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write ``table`` whole or not at all, every number to its last digit."""
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
 def read_parquet(path: Path, stage: str, columns: list[str]) -> pd.DataFrame:
     """``columns`` of a table that ``stage`` wrote.
 
@@ -31,6 +37,18 @@ def read_csv(path: Path, stage: str) -> pd.DataFrame:
         UserError: it is missing or damaged.
     """
     return _read(lambda: pd.read_csv(path), path, stage)
+
+
+def read_rows(path: Path, stage: str) -> pd.DataFrame:
+    """Read a CSV that ``stage`` wrote, which must have rows.
+
+    Raises:
+        UserError: it is missing or damaged, or has none.
+    """
+    table = read_csv(path, stage)
+    if table.empty:
+        raise UserError(f"{path}: no rows; write it anew with `dvc repro -f {stage}`")
+    return table
 
 
 def _read(read: Any, path: Path, stage: str) -> pd.DataFrame:

@@ -1,15 +1,11 @@
 """The transcoder: MLP input -> a few active latents -> MLP output."""
 
 import json
-from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, cast
+from typing import NamedTuple, Self
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -18,69 +14,13 @@ from transcoders import kernels
 from transcoders.core.errors import DAMAGE, UserError
 from transcoders.core.files import replacing, sha256_of, write_json
 from transcoders.core.places import place, writing
-from transcoders.core.settings import Settings
-from transcoders.distributed.ranks import Team
-from transcoders.kernels import Backend, Group, SparseLatents
+from transcoders.dictionary.config import PER_LATENT, TranscoderConfig
+from transcoders.dictionary.encoders import ENCODERS, Encoder
+from transcoders.kernels import SparseLatents
 
 WEIGHTS = "transcoder.safetensors"
 CONFIG = "config.json"
 CHECKSUM = "weights_sha256"
-
-
-Encoder = Literal["topk", "groupmax", "batchtopk", "jumprelu", "relu"]
-FIXED_K = ("topk", "groupmax")
-"""Encoders that choose k latents on every token, whatever they are worth."""
-THRESHOLDED = ("batchtopk", "jumprelu")
-"""Encoders with a threshold per latent, learned or (batchtopk) measured in training."""
-
-PER_LATENT = ("W_enc", "b_enc", "W_dec", "threshold")
-"""Weights with a row for each latent."""
-
-
-class TranscoderConfig(Settings):
-    """What, besides its weights, defines a transcoder."""
-
-    encoder: Encoder = "topk"
-    d_in: int = Field(gt=0)
-    d_out: int = Field(gt=0)
-    d_hidden: int = Field(gt=0)
-    k: int = Field(gt=0)
-    """Active latents per token: exactly with topk, on average with the others."""
-    prefixes: tuple[int, ...] = Field(default=(), strict=False)
-    """Sizes of the valid smaller transcoders in a nested one, ascending, d_hidden last."""
-    prefix_k: tuple[int, ...] = Field(default=(), strict=False)
-    """Active latents within each prefix: each group of latents chooses its own share of k."""
-    skip: bool = False
-    input_scale: float = Field(default=1.0, gt=0)
-    """The weights expect ``x / input_scale``: mean squared length d_in on the training tokens."""
-    output_scale: float = Field(default=1.0, gt=0)
-    """The weights produce ``y / output_scale``."""
-    provenance: dict[str, Any] = Field(default_factory=dict)
-    """Layer, hook names, base model and its hash, split, seed, training parameters."""
-
-    @model_validator(mode="after")
-    def _k_fits(self) -> Self:
-        if self.k > self.d_hidden:
-            raise ValueError(f"k = {self.k} is more than d_hidden = {self.d_hidden}")
-        if self.prefixes and (self.prefixes[-1] != self.d_hidden or not _ascends(self.prefixes)):
-            raise ValueError(f"prefixes {self.prefixes} do not ascend to d_hidden = {self.d_hidden}")
-        if len(self.prefix_k) != len(self.prefixes) or (self.prefix_k and self.prefix_k[-1] != self.k):
-            raise ValueError(f"prefix_k {self.prefix_k} must give k of every prefix, {self.k} for the last")
-        for group in self.groups:
-            if not 0 < group.k <= group.stop - group.start:
-                raise ValueError(
-                    f"latents {group.start} to {group.stop} would have k = {group.k}: "
-                    "prefix_k must rise at every prefix, by no more than the latents it adds"
-                )
-        return self
-
-    @property
-    def groups(self) -> tuple[Group, ...]:
-        """The latents that each prefix adds, or all as one group."""
-        if not self.prefixes:
-            return (Group(0, self.d_hidden, self.k),)
-        sizes, ks = (0, *self.prefixes), (0, *self.prefix_k)
-        return tuple(Group(a, b, j - i) for (a, b), (i, j) in zip(pairwise(sizes), pairwise(ks), strict=True))
 
 
 class Output(NamedTuple):
@@ -107,14 +47,11 @@ class Transcoder(nn.Module):
     def __init__(self, config: TranscoderConfig) -> None:
         """Allocate zero weights: W_enc [F, d_in], b_enc [F], W_dec [F, d_out], b_dec, [W_skip, threshold [F]]."""
         super().__init__()
-        self.config = self.whole = config
+        self.config = config
         for name, shape in _shapes(config).items():
             setattr(self, name, nn.Parameter(torch.zeros(shape)))
 
-    team = Team()
-    """The ranks that hold a slice of the latents each; here this one holds all."""
-    whole: TranscoderConfig
-    """Of all ranks' latents together."""
+    config: TranscoderConfig
     W_enc: nn.Parameter
     b_enc: nn.Parameter
     W_dec: nn.Parameter
@@ -122,38 +59,37 @@ class Transcoder(nn.Module):
     W_skip: nn.Parameter
     threshold: nn.Parameter
 
-    def encode_normalised(self, x: Float[Tensor, "tokens d_in"], backend: Backend = "auto") -> SparseLatents:
-        """Latents of normalised inputs, a token's not depending on the other tokens."""
-        if self.config.encoder in FIXED_K:
-            return self.chosen(x, backend)
-        least = _wide(self.threshold) if self.config.encoder in THRESHOLDED else 0.0
-        return kernels.threshold_encode(x, _wide(self.W_enc), _wide(self.b_enc), least, backend)
+    @property
+    def encoder(self) -> Encoder:
+        """How it chooses latents."""
+        return ENCODERS[self.config.encoder]
 
-    def chosen(
-        self,
-        x: Float[Tensor, "tokens d_in"],
-        backend: Backend = "auto",
-        watched: Int[Tensor, "watched"] | None = None,
-    ) -> SparseLatents:
-        """Latents of encoders that choose k of each group; topk's with the pre-activations of ``watched`` latents."""
-        if self.config.encoder == "topk":
-            return self.largest(x, backend, watched)
-        choose = {"groupmax": kernels.groupmax_encode, "batchtopk": kernels.batchtopk_encode}[self.config.encoder]
-        return kernels.concatenate([choose(x, W, b, k, backend) for W, b, k in self.encoders()])
+    def encode_normalised(self, x: Float[Tensor, "tokens d_in"]) -> SparseLatents:
+        """Return the latents of normalised inputs, a token's not depending on the other tokens."""
+        return self.encoder.encode(self, x)
 
-    def encoders(self) -> list[tuple[Float[Tensor, "group d_in"], Float[Tensor, "group"], int]]:
-        """Each group's rows of W_enc and b_enc, and its k."""
+    def largest(self, x: Float[Tensor, "tokens d_in"], watched: Int[Tensor, "watched"] | None = None) -> SparseLatents:
+        """Return the k largest latents of each group on each token, with the pre-activations of ``watched`` ones."""
+        return kernels.topk_encode(x, _wide(self.W_enc), _wide(self.b_enc), self.config.groups, watched=watched)
+
+    def winners(self, x: Float[Tensor, "tokens d_in"]) -> SparseLatents:
+        """Return, of each group's k sets of neighbouring latents, the winners on each token."""
+        return kernels.concatenate([kernels.groupmax_encode(x, W, b, k) for W, b, k in self.group_weights()])
+
+    def above(self, x: Float[Tensor, "tokens d_in"], threshold: Tensor | float) -> SparseLatents:
+        """Return the latents above ``threshold``, one number or one for each latent."""
+        threshold = _wide(threshold) if isinstance(threshold, Tensor) else threshold
+        return kernels.threshold_encode(x, _wide(self.W_enc), _wide(self.b_enc), threshold)
+
+    def group_weights(self) -> list[tuple[Float[Tensor, "group d_in"], Float[Tensor, "group"], int]]:
+        """Return each group's rows of W_enc and b_enc, and its k."""
         groups = self.config.groups
         sizes = [group.stop - group.start for group in groups]
         ks = [group.k for group in groups]
         return list(zip(map(_wide, self.W_enc.split(sizes)), map(_wide, self.b_enc.split(sizes)), ks, strict=True))
 
-    def largest(self, x: Tensor, backend: Backend = "auto", watched: Tensor | None = None) -> SparseLatents:
-        """The k largest latents of each group on each token, whatever the encoder."""
-        return kernels.topk_encode(x, _wide(self.W_enc), _wide(self.b_enc), self.config.groups, backend, watched)
-
     def part(self, start: int, stop: int) -> "Transcoder":
-        """The groups within latents [start, stop) as a transcoder that shares these weights.
+        """Return the groups within latents [start, stop) as a transcoder that shares these weights.
 
         It has the biases and the skip connection if it begins at 0, else it has zeros there: the
         parts of a transcoder add up to it.
@@ -173,14 +109,10 @@ class Transcoder(nn.Module):
         return part.requires_grad_(False)
 
     def _empty(self, start: int, stop: int) -> "Transcoder":
-        return Transcoder(config_of_part(self.config, start, stop))
-
-    def own(self, rows: Tensor) -> Tensor:
-        """Of a row for each latent of the whole, this rank's."""
-        return rows
+        return Transcoder(self.config.of_part(start, stop))
 
     def truncate(self, m: int) -> "Transcoder":
-        """The valid smaller transcoder made of the first ``m`` latents, ``m`` being one of ``config.prefixes``.
+        """Return the valid smaller transcoder made of the first ``m`` latents, ``m`` being one of ``config.prefixes``.
 
         It holds copies of the weights.
 
@@ -192,24 +124,24 @@ class Transcoder(nn.Module):
         return small.requires_grad_(False)
 
     def decode_normalised(
-        self, latents: SparseLatents, x: Float[Tensor, "tokens d_in"], backend: Backend = "auto"
+        self, latents: SparseLatents, x: Float[Tensor, "tokens d_in"]
     ) -> Float[Tensor, "tokens d_out"]:
-        """Normalised reconstruction; ``x`` (normalised) feeds the skip connection, if any."""
-        y_hat = self.decode_latents(latents, backend) + self.b_dec
+        """Return the normalised reconstruction; ``x`` (normalised) feeds the skip connection, if any."""
+        y_hat = self.decode_latents(latents) + self.b_dec
         return y_hat + x @ _wide(self.W_skip).T if self.config.skip else y_hat
 
-    def decode_latents(self, latents: SparseLatents, backend: Backend = "auto") -> Float[Tensor, "tokens d_out"]:
-        """``z W_dec``, without the biases."""
-        return kernels.decode(latents, _wide(self.W_dec), backend=backend)
+    def decode_latents(self, latents: SparseLatents) -> Float[Tensor, "tokens d_out"]:
+        """Return ``z W_dec``, without the biases."""
+        return kernels.decode(latents, _wide(self.W_dec))
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> SparseLatents:
-        """Latents of raw MLP inputs; batch dimensions are flattened to tokens."""
+        """Return the latents of raw MLP inputs; batch dimensions are flattened to tokens."""
         return self.encode_normalised(x.reshape(-1, self.config.d_in) / self.config.input_scale)
 
     def decode(
         self, latents: SparseLatents, x: Float[Tensor, "*batch d_in"] | None = None
     ) -> Float[Tensor, "tokens d_out"]:
-        """Raw reconstruction [tokens, d_out]; a skip transcoder also needs ``x``.
+        """Return the raw reconstruction [tokens, d_out]; a skip transcoder also needs ``x``.
 
         Raises:
             ValueError: ``x`` is missing although the transcoder has a skip connection.
@@ -220,7 +152,7 @@ class Transcoder(nn.Module):
         return self.decode_normalised(latents, flat) * self.config.output_scale
 
     def forward_with_info(self, x: Float[Tensor, "*batch d_in"]) -> Output:
-        """Reconstruction, latents, L0, L1 and the ids of the latents that fired."""
+        """Return the reconstruction, latents, L0, L1 and the ids of the latents that fired."""
         latents = self.encode(x)
         fired = latents.values > 0
         per_token = torch.zeros(latents.tokens, device=x.device)
@@ -234,7 +166,7 @@ class Transcoder(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
-        """Predicted MLP output of raw MLP inputs, in the shape of ``x``."""
+        """Return the predicted MLP output of raw MLP inputs, in the shape of ``x``."""
         return self.decode(self.encode(x), x).reshape(*x.shape[:-1], self.config.d_out)
 
     def save(self, folder: Path | str) -> None:
@@ -251,18 +183,12 @@ class Transcoder(nn.Module):
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> Self:
-        """Load what ``save`` wrote, or a foreign transcoder: a folder or URL, or ``org/repo:folder`` on the Hub.
-
-        What is not here is downloaded into the user's cache. Foreign ones (``transcoders.formats``) keep the
-        dtype of their file, and their units are raw.
+        """Load what ``save`` wrote into a local folder. (``transcoders.load`` reads anybody's, and URLs.)
 
         Raises:
             UserError: the folder or a file is missing or damaged, or shapes disagree.
         """
-        reference, folder = str(folder), Path(folder)
-        if not (folder / WEIGHTS).is_file() and (folder.exists() or ":" in reference):
-            # By name, so that the stages that read only what this project wrote do not depend on it.
-            return cast(Self, import_module("transcoders.formats.read").read(reference, device))
+        folder = Path(folder)
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
                 raise UserError(f"{folder}: holds no {name}; train the run, or correct the path")
@@ -287,28 +213,26 @@ class Transcoder(nn.Module):
         return model.requires_grad_(False)
 
 
+def weights_hash(folder: Path) -> str:
+    """Return the hash of the weights of the transcoder in ``folder``.
+
+    Raises:
+        UserError: it has none.
+    """
+    file = folder / WEIGHTS
+    if not file.is_file():
+        raise UserError(f"{folder}: holds no {WEIGHTS} (any more); train the run, then run this stage again")
+    return sha256_of(file)
+
+
 def write_config(folder: Path, config: TranscoderConfig) -> None:
-    """``config.json`` beside the weights that lie in ``folder``, with their hash: a flipped bit is told on loading."""
+    """Write ``config.json`` beside the weights in ``folder``, with their hash: loading then notices a flipped bit."""
     write_json(folder / CONFIG, {**config.model_dump(mode="json"), CHECKSUM: sha256_of(folder / WEIGHTS)})
 
 
 def _wide(weight: Tensor) -> Tensor:
-    """A foreign file's 16-bit weights are computed with in float32; a copy for the moment."""
+    """Return a foreign file's 16-bit weights in float32, a copy for the moment; others as they are."""
     return weight.float() if weight.dtype in (torch.bfloat16, torch.float16) else weight
-
-
-def config_of_part(config: TranscoderConfig, start: int, stop: int) -> TranscoderConfig:
-    """Of the groups within latents [start, stop)."""
-    borders = (0, *(config.prefixes or (config.d_hidden,)))
-    if start not in borders or stop not in borders or start >= stop:
-        raise ValueError(f"latents {start} to {stop}: a transcoder divides only at its prefixes {borders[1:]}")
-    groups = [group for group in config.groups if start <= group.start and group.stop <= stop]
-    ks = np.cumsum([group.k for group in groups]).tolist()
-    return config.model_copy(update={
-        "d_hidden": stop - start, "k": ks[-1], "skip": config.skip and start == 0,
-        "prefixes": tuple(group.stop - start for group in groups) if config.prefixes else (),
-        "prefix_k": tuple(ks) if config.prefixes else (),
-    })  # fmt: skip
 
 
 def _shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
@@ -320,10 +244,6 @@ def _shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
     }
     if config.skip:
         shapes["W_skip"] = (config.d_out, config.d_in)
-    if config.encoder in THRESHOLDED:
+    if ENCODERS[config.encoder].has_threshold:
         shapes["threshold"] = (config.d_hidden,)
     return shapes
-
-
-def _ascends(sizes: tuple[int, ...]) -> bool:
-    return all(a < b for a, b in pairwise((0, *sizes)))

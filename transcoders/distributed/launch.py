@@ -40,10 +40,14 @@ def _launch(settings: DistributedSettings) -> None:
     assert spec is not None, "stages are started by python -m"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // settings.processes)))
     config = LaunchConfig(
-        min_nodes=settings.hosts, max_nodes=settings.hosts, nproc_per_node=settings.processes,
-        run_id=" ".join([spec.name, *sys.argv[1:]]).replace(" ", "_"), rdzv_backend="c10d",
-        rdzv_endpoint=settings.rendezvous or "localhost:0", max_restarts=settings.restarts,
-    )  # fmt: skip
+        min_nodes=settings.hosts,
+        max_nodes=settings.hosts,
+        nproc_per_node=settings.processes,
+        run_id=" ".join([spec.name, *sys.argv[1:]]).replace(" ", "_"),
+        rdzv_backend="c10d",
+        rdzv_endpoint=settings.rendezvous or "localhost:0",
+        max_restarts=settings.restarts,
+    )
     try:
         elastic_launch(config, sys.executable)("-m", spec.name, *sys.argv[1:])
     except ChildFailedError as error:

@@ -17,7 +17,7 @@ Statistic = Callable[[Float[Tensor, "resamples documents"]], NDArray[np.float64]
 def interval(
     statistic: Statistic, present: Bool[Tensor, "documents"], settings: EvaluateSettings
 ) -> tuple[float, float, float]:
-    """The statistic on all documents, and its 2.5 % and 97.5 % bootstrap percentiles."""
+    """Return the statistic on all documents that are present, and its 2.5 % and 97.5 % bootstrap percentiles."""
     ids = np.flatnonzero(present.numpy())
     rng = np.random.default_rng(settings.seed)
     draws = rng.multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=settings.bootstrap)

@@ -1,4 +1,4 @@
-"""What single latents are worth, how alike their directions are, and what is left when most are pruned."""
+"""What single latents are worth, and how alike their directions are."""
 
 from collections.abc import Iterable
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 from transcoders import kernels
 from transcoders.activations.reader import LabelledBatch
-from transcoders.dictionary.transcoder import PER_LATENT, Transcoder
+from transcoders.dictionary.transcoder import Transcoder
 
 NOVEL_COSINE = 0.5
 """A latent repeats an earlier one if its decoder row is closer to that one's than this."""
 
 
 def removal_effects(model: Transcoder, batches: Iterable[LabelledBatch]) -> Float[Tensor, "d_hidden"]:
-    """How much each latent's removal alone raises the squared error, as a share of the sum of ||y||^2.
+    """Return how much each latent's removal alone raises the squared error, as a share of the sum of ||y||^2.
 
     Removing latent i adds ``z_i d_i`` to the residual r: ``sum_t z_i^2 ||d_i||^2 + 2 z_i d_i . r``.
     Negative where the latent does harm.
@@ -44,23 +44,12 @@ def removal_effects(model: Transcoder, batches: Iterable[LabelledBatch]) -> Floa
 def largest_cosines(
     rows: Float[Tensor, "rows d"], others: Float[Tensor, "others d"], *, same: bool = False
 ) -> Float[Tensor, "rows"]:
-    """Of each row, the largest cosine to one of ``others`` (which are the rows themselves, if ``same``)."""
+    """Return each row's largest cosine to one of ``others`` (with ``same``, these are the rows, and itself is none)."""
     rows, others = (torch.nn.functional.normalize(part, dim=1) for part in (rows, others))
-    found = []
+    largest = []
     for start in range(0, len(rows), 1024):
         cosines = rows[start : start + 1024] @ others.T
         if same:
             cosines[torch.arange(len(cosines)), start + torch.arange(len(cosines))] = -1.0
-        found.append(cosines.amax(1))
-    return torch.cat(found)
-
-
-@torch.no_grad()
-def pruned(model: Transcoder, importance: Float[Tensor, "d_hidden"], m: int, k: int) -> Transcoder:
-    """The ``m`` most important latents of a plain transcoder, of which each token takes its top ``k``."""
-    kept = importance.topk(m).indices.sort().values.to(model.W_enc.device)
-    small = Transcoder(model.config.model_copy(update={"d_hidden": m, "k": k})).to(model.W_enc.device)
-    for name, value in small.named_parameters():
-        own = getattr(model, name)
-        value.copy_(own[kept] if name in PER_LATENT else own)
-    return small.requires_grad_(False)
+        largest.append(cosines.amax(1))
+    return torch.cat(largest)

@@ -1,4 +1,4 @@
-"""Does the model still work with one MLP replaced? Cross-entropy, KL and agreement."""
+"""Whether the model still works with one MLP replaced: cross-entropy, KL and agreement."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ ROWS_PER_CHUNK = 64  # logits of 64 tokens are 67 MB in Gemma's vocabulary; more
 
 
 class ContextBatch(NamedTuple):
-    """Contexts to run: BOS first, right-padded with 0; ``mask`` is False on padding."""
+    """Hold contexts to run: BOS first, right-padded with 0; ``mask`` is False on padding."""
 
     tokens: Int[Tensor, "contexts length"]
     mask: Tensor
@@ -28,7 +28,7 @@ class ContextBatch(NamedTuple):
 
 
 class ModelLosses(NamedTuple):
-    """Per document: sums over predicted tokens of each figure, and the number of those tokens."""
+    """Hold sums of each figure over the predicted tokens of each document, and the number of those tokens."""
 
     ce_clean: Float[Tensor, "documents"]
     ce: dict[str, Float[Tensor, "documents"]]
@@ -38,14 +38,14 @@ class ModelLosses(NamedTuple):
 
 
 def context_batches(rows: list[NDArray[np.int64]], document: NDArray[np.int64], limit: int) -> list[ContextBatch]:
-    """Batches of the first contexts that hold ``limit`` tokens together (BOS not counted)."""
-    kept, left = 0, limit
-    while kept < len(rows) and left > 0:
-        left -= len(rows[kept]) - 1
-        kept += 1
+    """Return batches of the first contexts that hold ``limit`` tokens together (BOS not counted)."""
+    count, left = 0, limit
+    while count < len(rows) and left > 0:
+        left -= len(rows[count]) - 1
+        count += 1
     result = []
-    for start in range(0, kept, CONTEXTS_PER_BATCH):
-        part = [torch.as_tensor(np.array(row)).long() for row in rows[start : min(start + CONTEXTS_PER_BATCH, kept)]]
+    for start in range(0, count, CONTEXTS_PER_BATCH):
+        part = [torch.as_tensor(np.array(row)).long() for row in rows[start : min(start + CONTEXTS_PER_BATCH, count)]]
         padded = torch.nn.utils.rnn.pad_sequence(part, batch_first=True)
         lengths = torch.tensor([len(row) for row in part])
         mask = torch.arange(padded.shape[1]) < lengths[:, None]
@@ -55,7 +55,7 @@ def context_batches(rows: list[NDArray[np.int64]], document: NDArray[np.int64], 
 
 
 def no_losses(names: list[str], documents: int) -> ModelLosses:
-    """Sums to add to, of the clean model and of replacements ``names``."""
+    """Return empty sums to add to, of the clean model and of replacements ``names``."""
     empty = torch.zeros(documents, dtype=torch.float64)
     ce, kl, agreement = ({name: empty.clone() for name in names} for _ in range(3))
     return ModelLosses(empty.clone(), ce, kl, agreement, empty.clone())
@@ -77,9 +77,14 @@ def model_losses(
 
 
 def _add_batch(
-    losses: ModelLosses, bridge: Any, tap: Tap, batch: ContextBatch,
-    replacements: Mapping[str, Predictor], device: torch.device,
-) -> None:  # fmt: skip
+    losses: ModelLosses,
+    bridge: Any,
+    tap: Tap,
+    batch: ContextBatch,
+    replacements: Mapping[str, Predictor],
+    device: torch.device,
+) -> None:
+    """Add one batch of contexts to ``losses``: a clean pass, then one with each replacement."""
     tokens = batch.tokens.to(device)
     predicted = batch.mask[:, 1:].to(device)
     target = tokens[:, 1:][predicted]
@@ -133,7 +138,7 @@ def add_rows(
 
 
 def loss_metrics(losses: ModelLosses, name: str, settings: EvaluateSettings) -> dict[str, float]:
-    """ce_*, delta_ce, loss_recovered (with intervals), kl and top1_agreement of one replacement.
+    """Return ce_*, delta_ce, loss_recovered (with intervals), kl and top1_agreement of one replacement.
 
     ``losses`` must hold the replacements ``zero`` and ``mean`` too.
     """
@@ -149,9 +154,12 @@ def loss_metrics(losses: ModelLosses, name: str, settings: EvaluateSettings) -> 
         "ce_replaced": float(replaced.sum()) / total,
         "ce_zero": float(zero.sum()) / total,
         "ce_mean": float(losses.ce["mean"].sum()) / total,
-        "delta_ce": delta[0], "delta_ce_low": delta[1], "delta_ce_high": delta[2],
+        "delta_ce": delta[0],
+        "delta_ce_low": delta[1],
+        "delta_ce_high": delta[2],
         "loss_recovered": recovered[0],
-        "loss_recovered_low": recovered[1], "loss_recovered_high": recovered[2],
+        "loss_recovered_low": recovered[1],
+        "loss_recovered_high": recovered[2],
         "kl": float(losses.kl[name].sum()) / total,
         "top1_agreement": float(losses.agreement[name].sum()) / total,
-    }  # fmt: skip
+    }

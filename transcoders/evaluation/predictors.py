@@ -15,7 +15,7 @@ RIDGE = 1e-6  # of the mean squared input: keeps the normal equations solvable, 
 
 
 def transcoder_predictor(model: Transcoder) -> Predictor:
-    """Predict with a transcoder."""
+    """Return the predictor that a transcoder is."""
 
     def predict(x: Tensor, y: Tensor) -> Prediction:
         latents = model.encode(x)
@@ -25,12 +25,12 @@ def transcoder_predictor(model: Transcoder) -> Predictor:
 
 
 def constant(value: Float[Tensor, "d_out"]) -> Predictor:
-    """Predict the same output for every token (zero, or the mean)."""
+    """Return the predictor of the same output for every token (zero, or the mean)."""
     return lambda x, y: Prediction(value.to(y).expand_as(y), None)
 
 
 class Moments(NamedTuple):
-    """Second moments of training activations, float64, about their means."""
+    """Hold second moments of training activations, float64, about their means."""
 
     x_mean: Float[Tensor, "d_in"]
     y_mean: Float[Tensor, "d_out"]
@@ -49,13 +49,16 @@ def moments(batches: Iterable[LabelledBatch]) -> Moments:
         sums = [total.to(part) + part for total, part in zip(sums, parts, strict=True)]
     x_mean, y_mean, xx, xy, yy = (total / tokens for total in sums)
     return Moments(
-        x_mean, y_mean,
-        xx - torch.outer(x_mean, x_mean), xy - torch.outer(x_mean, y_mean), yy - torch.outer(y_mean, y_mean),
-    )  # fmt: skip
+        x_mean,
+        y_mean,
+        xx - torch.outer(x_mean, x_mean),
+        xy - torch.outer(x_mean, y_mean),
+        yy - torch.outer(y_mean, y_mean),
+    )
 
 
 def affine(m: Moments) -> Predictor:
-    """The least-squares affine map from x to y: what no latent is needed for."""
+    """Return the least-squares affine map from x to y: what no latent is needed for."""
     ridge = RIDGE * m.xx.diagonal().mean() * torch.eye(len(m.xx), dtype=m.xx.dtype, device=m.xx.device)
     weight = torch.linalg.solve(m.xx + ridge, m.xy).float()
     bias = (m.y_mean - m.x_mean @ weight.double()).float()
@@ -63,7 +66,7 @@ def affine(m: Moments) -> Predictor:
 
 
 def pca(m: Moments, rank: int) -> Predictor:
-    """The best linear code of y itself with ``rank`` numbers a token (it reads the true y)."""
+    """Return the best linear code of y itself with ``rank`` numbers a token (it reads the true y)."""
     basis = torch.linalg.eigh(m.yy).eigenvectors[:, -rank:].float()
     mean = m.y_mean.float()
 

@@ -15,11 +15,13 @@ from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.kernels import SparseLatents
 
 DENSE = 0.1
+"""A latent is dense if it fires on more than this share of tokens."""
 FREQUENT = 0.01
+"""A latent is frequent if it fires on more than this share of tokens."""
 
 
 class Prediction(NamedTuple):
-    """Predicted MLP outputs (raw units) and the latents behind them, if there are any."""
+    """Hold predicted MLP outputs (raw units) and the latents behind them, if there are any."""
 
     y_hat: Float[Tensor, "tokens d_out"]
     latents: SparseLatents | None
@@ -30,17 +32,17 @@ Predictor = Callable[[Float[Tensor, "tokens d_in"], Float[Tensor, "tokens d_out"
 
 
 class Reconstruction(NamedTuple):
-    """Metrics by name (evaluation section of the README), and how often each latent fired."""
+    """Hold metrics by name (docs/metrics.md defines them), and how often each latent fired."""
 
     metrics: dict[str, float]
     firings: Int[Tensor, "d_hidden"]
     tokens: int
     documents: dict[str, Float[Tensor, "documents"]]
-    """Of each document: ``tokens``, ``error`` and ``variation`` (about the mean of all), sums over tokens."""
+    """Sums over the tokens of each document: ``tokens``, ``error`` and ``variation`` (about the mean of all)."""
 
 
 class _Documents:
-    """Sums per document, from which any document-weighted resample can be computed."""
+    """Sum per document, so that any document-weighted resample can be computed."""
 
     def __init__(self, documents: int, d_out: int) -> None:
         self.error = torch.zeros(documents, dtype=torch.float64)
@@ -49,6 +51,7 @@ class _Documents:
         self.tokens = torch.zeros(documents, dtype=torch.float64)
 
     def add(self, document: Tensor, y: Tensor, error: Tensor) -> None:
+        """Add tokens: the document of each, its raw y and its squared error."""
         exact = y.double().cpu()
         self.error.index_add_(0, document, error.double().cpu())
         self.y_square.index_add_(0, document, exact.square().sum(1))
@@ -56,13 +59,14 @@ class _Documents:
         self.tokens.index_add_(0, document, torch.ones(len(exact), dtype=torch.float64))
 
     def fvu(self, weights: Float[Tensor, "resamples documents"]) -> NDArray[np.float64]:
-        """Sum of squared errors over sum of squares about the resample's own mean."""
+        """Return the sum of squared errors over the sum of squares about each resample's mean."""
         tokens = weights @ self.tokens
         mean = (weights @ self.y_sum) / tokens[:, None]
         variation = weights @ self.y_square - tokens * mean.square().sum(1)
         return np.asarray((weights @ self.error) / variation)
 
     def sums(self) -> dict[str, Tensor]:
+        """Return ``Reconstruction.documents``."""
         mean = self.y_sum.sum(0) / self.tokens.sum()
         variation = self.y_square - 2 * self.y_sum @ mean + self.tokens * mean.square().sum()
         return {"tokens": self.tokens, "error": self.error, "variation": variation}
@@ -109,28 +113,39 @@ def reconstruction(
     fvu, low, high = interval(per_document.fvu, present, settings)
     mse = sums["error"] / tokens / d_out
     metrics = {
-        "tokens": float(tokens), "documents": float(present.sum()),
-        "mse": mse, "nmse": mse / output_scale**2,
-        "fvu": fvu, "fvu_low": low, "fvu_high": high, "r2": 1 - fvu,
-        "cosine": sums["cosine"] / tokens, "relative_norm": sums["relative_norm"] / tokens,
-    }  # fmt: skip
+        "tokens": float(tokens),
+        "documents": float(present.sum()),
+        "mse": mse,
+        "nmse": mse / output_scale**2,
+        "fvu": fvu,
+        "fvu_low": low,
+        "fvu_high": high,
+        "r2": 1 - fvu,
+        "cosine": sums["cosine"] / tokens,
+        "relative_norm": sums["relative_norm"] / tokens,
+    }
     if l0:
         metrics |= _latent_metrics(torch.cat(l0), sums["l1"] / tokens, firings / tokens)
     return Reconstruction(metrics, firings, tokens, per_document.sums())
 
 
 def _latent_metrics(l0: Tensor, l1: float, frequency: Tensor) -> dict[str, float]:
+    """Return what the active latents of each token, and the firing frequency of each latent, come to."""
     low, middle, high = l0.double().quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
     return {
-        "l0": float(l0.double().mean()), "l0_p5": low, "l0_p50": middle, "l0_p95": high, "l1": l1,
+        "l0": float(l0.double().mean()),
+        "l0_p5": low,
+        "l0_p50": middle,
+        "l0_p95": high,
+        "l1": l1,
         "dead_fraction": float((frequency == 0).double().mean()),
         "dense_fraction": float((frequency > DENSE).double().mean()),
         "frequent_fraction": float((frequency > FREQUENT).double().mean()),
-    }  # fmt: skip
+    }
 
 
 def density_histogram(result: Reconstruction, bins_per_decade: int = 4) -> list[tuple[float, int]]:
-    """(left edge of log10 firing frequency, latents); the first row, at -inf, never fired."""
+    """Return rows (left edge of log10 firing frequency, latents); those of the first, at -inf, never fired."""
     fired = result.firings[result.firings > 0].double()
     logs = (fired / result.tokens).log10()
     lowest = -int(np.ceil(np.log10(result.tokens)))

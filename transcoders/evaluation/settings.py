@@ -6,7 +6,7 @@ from transcoders.core.settings import Settings
 
 
 class EvaluateSettings(Settings):
-    """Sizes of the evaluation on test documents."""
+    """Say how much text the evaluation reads, and how its intervals are drawn."""
 
     tokens: int = Field(default=50_000, gt=0)
     """Stored test tokens for the reconstruction metrics (all, if there are fewer)."""

@@ -1,15 +1,20 @@
 """How much text the features are read from, and who describes them."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from transcoders.core.places import refuse_secrets
 from transcoders.core.settings import Settings
 
 
 class OpenAISettings(Settings):
-    """How to ask an OpenAI-compatible server; which one and with what key, the environment says."""
+    """How to ask an OpenAI-compatible server; the key, if it wants one, is OPENAI_API_KEY in the environment."""
 
+    url: str | None = None
+    """The server's address, which usually ends in /v1."""
+    model: str | None = None
+    """The model's name on the server."""
     latents: int = Field(default=200, gt=0)
     """Latents to describe, evenly spread over the living ones; the others keep their statistics."""
     concurrency: int = Field(default=8, gt=0)
@@ -22,6 +27,12 @@ class OpenAISettings(Settings):
     """The stage stops before it spends more; answers are kept, so that a rerun asks only what is left."""
     usd_per_million_input: float = Field(default=0.5, ge=0)
     usd_per_million_output: float = Field(default=2.0, ge=0)
+
+    @model_validator(mode="after")
+    def _url_holds_no_secret(self) -> Self:
+        if self.url is not None:
+            refuse_secrets("url", self.url)
+        return self
 
 
 class DescribeSettings(Settings):

@@ -31,31 +31,33 @@ def latents_table(
     of_group = np.searchsorted([group.stop for group in groups], living, side="right") + 1
     parents, children = relatives
     scores = scores_of(described)
-    return pd.DataFrame({
-        "latent": living,
-        "group": of_group,
-        "density": observer.firings[living] / sum(observer.tokens.values()),
-        "firings": observer.firings[living],
-        "mean": observer.total[living] / observer.firings[living],
-        "max": observer.largest[living],
-        "bin_width": observer.histograms.width[living],
-        "histogram": list(observer.histograms.counts[living]),
-        "description": [d.description.text if d.description else "" for d in described],
-        "explainer": [d.description.explainer if d.description else "" for d in described],
-        "score": scores,
-        "scored_on": np.where(np.isnan(scores), 0, [2 * len(unseen.active) for unseen in latents.unseen]),
-        "promoted": [texts.of(row) for row in effects.promoted],
-        "promoted_by": list(effects.promoted_by),
-        "suppressed": [texts.of(row) for row in effects.suppressed],
-        "suppressed_by": list(effects.suppressed_by),
-        "nearest": list(nearest[0]),
-        "nearest_cosine": list(nearest[1]),
-        "parents": [parents[i].latent for i in living],
-        "parents_share": [parents[i].share for i in living],
-        "children": [children[i].latent for i in living],
-        "children_share": [children[i].share for i in living],
-        "words": [_words(d.description) for d in described],
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "latent": living,
+            "group": of_group,
+            "density": observer.firings[living] / sum(observer.tokens.values()),
+            "firings": observer.firings[living],
+            "mean": observer.total[living] / observer.firings[living],
+            "max": observer.largest[living],
+            "bin_width": observer.histograms.width[living],
+            "histogram": list(observer.histograms.counts[living]),
+            "description": [d.description.text if d.description else "" for d in described],
+            "explainer": [d.description.explainer if d.description else "" for d in described],
+            "score": scores,
+            "scored_on": np.where(np.isnan(scores), 0, [2 * len(unseen.active) for unseen in latents.unseen]),
+            "promoted": [texts.of(row) for row in effects.promoted],
+            "promoted_by": list(effects.promoted_by),
+            "suppressed": [texts.of(row) for row in effects.suppressed],
+            "suppressed_by": list(effects.suppressed_by),
+            "nearest": list(nearest[0]),
+            "nearest_cosine": list(nearest[1]),
+            "parents": [parents[i].latent for i in living],
+            "parents_share": [parents[i].share for i in living],
+            "children": [children[i].latent for i in living],
+            "children_share": [children[i].share for i in living],
+            "words": [_words(d.description) for d in described],
+        }
+    )
 
 
 def scores_of(described: list[Described]) -> NDArray[np.float64]:

@@ -6,15 +6,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from transcoders.figures.runs import STYLE, Colours, legend_of_runs, readable_log
+from transcoders.figures.style import STYLE, Colours, legend_of_runs, readable_log
 
 POINTS = 60
 
 
 def graph_sizes(table: pd.DataFrame, curves: pd.DataFrame, colours: Colours, share: float) -> Figure:
-    """Faithfulness over latents kept, and the latents that each prompt needs for ``share`` of it.
+    """Draw faithfulness over latents kept, and the latents that each prompt needs for ``share`` of it.
 
-    ``colours`` are by variant, in the names that ``figures.colours_of`` knows: ``<variant>-<seed>``.
+    ``colours`` are by ``<variant>-<seed>``, as ``colours_of`` gives them.
     """
     by_variant = {name.rsplit("-", 1)[0]: colour for name, colour in colours.items()}
     with mpl.rc_context(STYLE):
@@ -23,14 +23,17 @@ def graph_sizes(table: pd.DataFrame, curves: pd.DataFrame, colours: Colours, sha
         judged = table[table["latents_needed"].notna()] if "latents_needed" in table else table.iloc[:0]
         for variant, colour in by_variant.items():
             prompts = judged.loc[judged["variant"] == variant, "prompt"]
-            own = curves[(curves["variant"] == variant) & curves["prompt"].isin(prompts)]
-            if len(own):
-                _draw_curve(left, own, "kept", colour=colour, style="-")
-                _draw_curve(left, own, "random_kept", colour=colour, style=":")
+            of_variant = curves[(curves["variant"] == variant) & curves["prompt"].isin(prompts)]
+            if len(of_variant):
+                _draw_curve(left, of_variant, "kept", colour=colour, style="-")
+                _draw_curve(left, of_variant, "random_kept", colour=colour, style=":")
         left.axhline(share, color="#6E6E6E", linewidth=0.7)
         left.set_ylim(-0.25, 1.5)
-        left.set(title="Kept latents (dotted: at random)", xlabel="latents kept (log scale)",
-                 ylabel="faithfulness, median over prompts")  # fmt: skip
+        left.set(
+            title="Kept latents (dotted: at random)",
+            xlabel="latents kept (log scale)",
+            ylabel="faithfulness, median over prompts",
+        )
         readable_log(left, "x")
         left.set_xticks([10.0**n for n in range(5) if 10**n <= max(10, curves["latents"].max())])
         _draw_sizes(right, judged, by_variant)
@@ -40,7 +43,7 @@ def graph_sizes(table: pd.DataFrame, curves: pd.DataFrame, colours: Colours, sha
 
 
 def _draw_curve(axes: Axes, curves: pd.DataFrame, column: str, colour: str, style: str) -> None:
-    """The median over prompts of the share of the way from no latents to all."""
+    """Draw the median over prompts of the share of the way from no latents to all."""
     most = int(curves.groupby("prompt")["latents"].max().min())
     grid = np.geomspace(1, most, POINTS)
     shares = []
@@ -51,7 +54,7 @@ def _draw_curve(axes: Axes, curves: pd.DataFrame, column: str, colour: str, styl
 
 
 def _draw_sizes(axes: Axes, judged: pd.DataFrame, colours: Colours) -> None:
-    """A line per prompt through the variants, and each variant's median."""
+    """Draw a line per prompt through the variants, and each variant's median."""
     names = list(colours)
     if judged.empty:
         return

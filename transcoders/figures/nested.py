@@ -1,4 +1,4 @@
-"""Figures of nested and progressive runs: prefixes, stages, dead latents and overlap by group."""
+"""Figures of nested and progressive runs: prefixes, phases, dead latents and overlap by group."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from transcoders.figures.runs import STYLE, Colours, legend_below, legend_names, legend_of_runs, readable_log
+from transcoders.figures.style import STYLE, Colours, legend_below, legend_names, legend_of_runs, readable_log
 
 PRUNED_STYLE: dict[str, Any] = {"linestyle": ":", "marker": "x", "markersize": 5}
 MEASURES = {"fvu": "FVU (lower is better)", "loss_recovered": "loss recovered (higher is better)"}
 
 
 def prefixes(table: pd.DataFrame, colours: Colours) -> Figure:
-    """FVU and loss recovered over the number of latents: nested runs, pruned plain ones, separate ones."""
+    """Draw FVU and loss recovered over the number of latents: nested runs, pruned plain ones, separate ones."""
     layers = table["layer"].drop_duplicates().tolist()
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.6 * len(layers) + 0.4), layout="constrained")
@@ -41,8 +41,8 @@ def _draw_prefixes(axes: Axes, table: pd.DataFrame, measure: str, colours: Colou
     for (run, kind), curve in table.groupby(["run", "kind"], sort=False):
         colour = colours[str(run)]
         if kind == "pruned":
-            whole = table[(table["run"] == run) & (table["kind"] == "trained")]
-            curve = pd.concat([curve, whole])
+            unpruned = table[(table["run"] == run) & (table["kind"] == "trained")]
+            curve = pd.concat([curve, unpruned])
             axes.plot(curve["latents"], curve[measure], color=colour, **PRUNED_STYLE)
         else:
             axes.plot(curve["latents"], curve[measure], color=colour, marker="o", markersize=5)
@@ -53,53 +53,62 @@ def _draw_prefixes(axes: Axes, table: pd.DataFrame, measure: str, colours: Colou
     axes.set_xlabel("latents kept (log scale)")
 
 
-def stages(curves: pd.DataFrame, colours: Colours) -> Figure:
-    """Validation error and dead latents of progressive runs, with the stages' boundaries."""
+def phases(curves: pd.DataFrame, colours: Colours) -> Figure:
+    """Draw validation error and dead latents of progressive runs, with the phases' boundaries."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.8), layout="constrained")
         left, right = figure.subplots(1, 2, sharex=True)
-        shown = {str(name): colours[str(name)] for name in curves["run"].unique()}
-        for name, colour in shown.items():
+        of_runs = {str(name): colours[str(name)] for name in curves["run"].unique()}
+        for name, colour in of_runs.items():
             curve = curves[curves["run"] == name]
-            for _, part in curve.dropna(subset=["validation_nmse"]).groupby("stage"):
+            for _, part in curve.dropna(subset=["validation_nmse"]).groupby("phase"):
                 left.plot(part["tokens"], part["validation_nmse"], color=colour, marker="o", markersize=3)
             right.plot(curve["tokens"], curve["dead_fraction"], color=colour)
         _mark_boundaries([left, right], curves)
-        left.set(title="Validation error by stage", ylabel="NMSE of the latents so far", xlabel="training tokens")
+        left.set(title="Validation error by phase", ylabel="NMSE of the latents so far", xlabel="training tokens")
         right.set(title="Dead among the latents so far", ylabel="share of latents", xlabel="training tokens")
         right.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
         right.set_ylim(bottom=0)
         left.xaxis.set_major_formatter(EngFormatter(sep=""))
-        legend_of_runs(figure, shown)
+        legend_of_runs(figure, of_runs)
     return figure
 
 
 def _mark_boundaries(panels: list[Axes], curves: pd.DataFrame) -> None:
-    """A line where a stage begins, with the number of latents from there; runs that agree share it."""
-    begins = curves.groupby(["run", "stage"], sort=False)[["tokens", "latents"]].first()
+    """Draw a line where a phase begins, with the number of latents from there; runs that agree share it."""
+    begins = curves.groupby(["run", "phase"], sort=False)[["tokens", "latents"]].first()
     marks = begins.drop_duplicates().sort_values("tokens")
     for axes in panels:
         for tokens, latents in marks.itertuples(index=False):
             axes.axvline(tokens, color="#B0B4BA", linewidth=0.7, zorder=0.5)
             axes.annotate(
-                f"{latents:g}", (tokens, 1), xycoords=axes.get_xaxis_transform(), xytext=(2, -2),
-                textcoords="offset points", rotation=90, va="top", fontsize=6.5, color="#6E6E6E",
-            )  # fmt: skip
+                f"{latents:g}",
+                (tokens, 1),
+                xycoords=axes.get_xaxis_transform(),
+                xytext=(2, -2),
+                textcoords="offset points",
+                rotation=90,
+                va="top",
+                fontsize=6.5,
+                color="#6E6E6E",
+            )
 
 
 def dead_by_group(groups: pd.DataFrame, colours: Colours) -> Figure:
-    """Share of each group's own latents that never fire on the held-out documents."""
+    """Draw the share of each group's latents that never fire on the held-out documents."""
     names = list(groups["run"].unique())
     width = 0.8 / len(names)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7, 3.6), layout="constrained")
         axes = figure.subplots()
         for place, name in enumerate(names):
-            own = groups[groups["run"] == name]
+            of_run = groups[groups["run"] == name]
             axes.bar(
-                own["group"] + (place - (len(names) - 1) / 2) * width, own["group_dead_fraction"], width,
+                of_run["group"] + (place - (len(names) - 1) / 2) * width,
+                of_run["group_dead_fraction"],
+                width,
                 color=colours[name],
-            )  # fmt: skip
+            )
         one = groups[groups["run"] == names[0]]
         axes.set_xticks(one["group"], [f"{a:g}-{b:g}" for a, b in zip(one["start"], one["stop"], strict=True)])
         axes.grid(visible=False, axis="x")
@@ -110,7 +119,7 @@ def dead_by_group(groups: pd.DataFrame, colours: Colours) -> Figure:
 
 
 def overlap(table: pd.DataFrame) -> Figure:
-    """How near the decoder rows of each group are to those of each other: one map a run."""
+    """Draw how near the decoder rows of each group are to those of each other: one map a run."""
     names = list(table["run"].unique())
     columns = min(4, len(names))
     rows = -(-len(names) // columns)

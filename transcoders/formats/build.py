@@ -8,7 +8,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from transcoders.core.errors import UserError
-from transcoders.dictionary.transcoder import Encoder, Transcoder, TranscoderConfig
+from transcoders.dictionary.config import TranscoderConfig
+from transcoders.dictionary.names import EncoderName
+from transcoders.dictionary.transcoder import Transcoder
 from transcoders.formats.weights import Shape, Weights
 
 
@@ -24,9 +26,13 @@ Layout = Mapping[str, Stored]
 
 
 def build(
-    weights: Weights, layout: Layout, encoder: Encoder, k: int | None, provenance: Mapping[str, Any],
+    weights: Weights,
+    layout: Layout,
+    encoder: EncoderName,
+    k: int | None,
+    provenance: Mapping[str, Any],
     device: torch.device | str = "cpu",
-) -> Transcoder:  # fmt: skip
+) -> Transcoder:
     """Read the tensors of ``layout`` in the dtype that they are stored in.
 
     ``k`` is what each token has active, or None where the file tells none: then it is all latents.
@@ -42,9 +48,14 @@ def build(
     d_in = _d_in(weights, layout, shapes)
     try:
         config = TranscoderConfig(
-            encoder=encoder, d_in=d_in, d_out=shapes["b_dec"][0], d_hidden=shapes["b_enc"][0],
-            k=shapes["b_enc"][0] if k is None else k, skip="W_skip" in layout, provenance=dict(provenance),
-        )  # fmt: skip
+            encoder=encoder,
+            d_in=d_in,
+            d_out=shapes["b_dec"][0],
+            d_hidden=shapes["b_enc"][0],
+            k=shapes["b_enc"][0] if k is None else k,
+            skip="W_skip" in layout,
+            provenance=dict(provenance),
+        )
     except ValidationError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{weights.path}: sizes that no transcoder has ({reason})") from None

@@ -6,14 +6,18 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.compat import StringIO
 
-from transcoders.dictionary.transcoder import TranscoderConfig
+from transcoders.dictionary.config import TranscoderConfig
 
 SHOWN = {
-    "fvu": "fraction of variance unexplained", "cosine": "mean cosine of prediction and MLP output",
-    "l0": "active latents per token", "dead_fraction": "latents that never fire, held-out",
+    "fvu": "fraction of variance unexplained",
+    "cosine": "mean cosine of prediction and MLP output",
+    "l0": "active latents per token",
+    "dead_fraction": "latents that never fire, held-out",
     "loss_recovered": "loss recovered with the MLP replaced (1: as good, 0: zeroed)",
-    "delta_ce": "rise of the loss, nats per token", "kl": "KL(clean ‖ replaced)", "tokens": "tokens evaluated on",
-}  # fmt: skip
+    "delta_ce": "rise of the loss, nats per token",
+    "kl": "KL(clean ‖ replaced)",
+    "tokens": "tokens evaluated on",
+}
 USE = {
     "saelens": "from sae_lens import SAE\n\nt = SAE.load_from_disk({folder!r})\ny_hat = t(x)",
     "sparsify": "from sparsify import SparseCoder\n\nt = SparseCoder.load_from_disk({folder!r})\ny_hat = t(x).sae_out",
@@ -22,14 +26,17 @@ USE = {
         "# run in this folder, or upload it and give its name to ReplacementModel.from_pretrained\n"
         "t, config = load_transcoders(yaml.safe_load(open('config.yaml'))), None"
     ),
-    "hub": "from transcoders import Transcoder\n\nt = Transcoder.load({folder!r})\ny_hat = t(x)",
+    "hub": "import transcoders\n\nt = transcoders.load({folder!r})\ny_hat = t(x)",
 }
 
 
 def card(
-    target: str, name: str, configs: Mapping[str, TranscoderConfig], fidelity: Mapping[str, Mapping[str, Any]],
+    target: str,
+    name: str,
+    configs: Mapping[str, TranscoderConfig],
+    fidelity: Mapping[str, Mapping[str, Any]],
     metrics: Mapping[str, Mapping[str, Any]],
-) -> str:  # fmt: skip
+) -> str:
     """The model card of the runs in ``configs`` (by name), exported to ``target``; ``metrics`` may lack runs."""
     said = next(iter(configs.values())).provenance
     base = str(said["model"]) if said.get("model") else None
@@ -64,12 +71,17 @@ def _header(base: str | None, gemma: bool) -> str:
 def _facts(config: TranscoderConfig) -> dict[str, Any]:
     said = config.provenance
     facts = {
-        "layer": said.get("layer"), "x": said.get("hf_hook_in"), "y": said.get("hf_hook_out"),
-        "latents": config.d_hidden, "d_in, d_out": f"{config.d_in}, {config.d_out}",
+        "layer": said.get("layer"),
+        "x": said.get("hf_hook_in"),
+        "y": said.get("hf_hook_out"),
+        "latents": config.d_hidden,
+        "d_in, d_out": f"{config.d_in}, {config.d_out}",
         "trained with": f"{config.encoder}, k = {config.k}{', skip connection' if config.skip else ''}",
         "valid prefixes": ", ".join(map(str, config.prefixes)) or None,
-        "model weights (SHA-256)": said.get("model_hash"), "split": said.get("split_hash"), "seed": said.get("seed"),
-    }  # fmt: skip
+        "model weights (SHA-256)": said.get("model_hash"),
+        "split": said.get("split_hash"),
+        "seed": said.get("seed"),
+    }
     return {name: value for name, value in facts.items() if value is not None}
 
 

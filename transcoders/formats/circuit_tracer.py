@@ -38,9 +38,13 @@ def read(source: Source, device: torch.device | str) -> Transcoder:
     layer = int(file.stem.removeprefix("layer_"))
     hooks = {key: f"blocks.{layer}.{said[full]}" for key, full in zip(("hook_in", "hook_out"), HOOKS, strict=True)}
     provenance = {
-        "source": source.name, "format": "circuit-tracer", "layer": layer, "model": said.get("model_name"), **hooks,
+        "source": source.name,
+        "format": "circuit-tracer",
+        "layer": layer,
+        "model": said.get("model_name"),
+        **hooks,
         "gain_applied": said["feature_input_hook"] != "ln2.hook_normalized",
-    }  # fmt: skip
+    }
     return build(weights, layout, "jumprelu" if jumps else "relu", None, provenance, device)
 
 

@@ -12,7 +12,7 @@ from transcoders import kernels
 from transcoders.activations.reader import LabelledBatch
 from transcoders.core.errors import UserError
 from transcoders.core.files import rounded
-from transcoders.dictionary.transcoder import FIXED_K, THRESHOLDED, Transcoder
+from transcoders.dictionary.transcoder import Transcoder
 
 MARGIN = 1e-3
 """A threshold that lets all candidates through, or none, stands this share apart from them."""
@@ -37,9 +37,11 @@ def folded(model: Transcoder) -> Transcoder:
     config = model.config
     raw = Transcoder(config.model_copy(update={"input_scale": 1.0, "output_scale": 1.0}))
     factors = {
-        "W_enc": 1 / config.input_scale, "W_dec": config.output_scale, "b_dec": config.output_scale,
+        "W_enc": 1 / config.input_scale,
+        "W_dec": config.output_scale,
+        "b_dec": config.output_scale,
         "W_skip": config.output_scale / config.input_scale,
-    }  # fmt: skip
+    }
     state = {name: (value.double() * factors.get(name, 1.0)).to(value) for name, value in model.named_parameters()}
     raw.load_state_dict(state, assign=True)
     return raw.requires_grad_(False)
@@ -52,8 +54,8 @@ def as_thresholded(model: Transcoder, samples: Samples | None) -> Exported:
         UserError: it must be calibrated, and there are no activations to do it on.
     """
     raw = folded(model)
-    if raw.config.encoder not in FIXED_K:
-        return Exported(_jumprelu(raw, raw.threshold) if raw.config.encoder in THRESHOLDED else raw, {"exact": True})
+    if not raw.encoder.fixed_k:
+        return Exported(_jumprelu(raw, raw.threshold) if raw.encoder.has_threshold else raw, {"exact": True})
     samples = _needed(samples, "per-token TopK is exported as JumpReLU, whose thresholds are calibrated")
     calibrated = _jumprelu(raw, calibrate(raw, samples))
     return Exported(calibrated, fidelity(raw, calibrated, samples, "JumpReLU with calibrated thresholds"))
@@ -66,7 +68,7 @@ def as_topk(model: Transcoder, samples: Samples | None) -> Exported:
         UserError: its fidelity must be measured, and there are no activations to do it on.
     """
     raw = folded(model)
-    if raw.config.encoder in FIXED_K and len(raw.config.groups) == 1:
+    if raw.encoder.fixed_k and len(raw.config.groups) == 1:
         return Exported(raw, {"exact": True})
     samples = _needed(samples, "this transcoder is exported as plain TopK, whose fidelity is measured")
     plain = _with(raw, {"encoder": "topk", "prefixes": (), "prefix_k": ()}, {})
@@ -145,9 +147,12 @@ def fidelity(original: Transcoder, exported: Transcoder, samples: Samples, metho
     y_before, y_after = (torch.cat([out.y_hat for out in outputs]) for outputs in (before, after))
     l0_before, l0_after = (torch.cat([out.l0 for out in outputs]).mean() for outputs in (before, after))
     figures = {
-        "l0_original": l0_before, "l0": l0_after, "fvu_original": _fvu(y_before, y), "fvu": _fvu(y_after, y),
+        "l0_original": l0_before,
+        "l0": l0_after,
+        "fvu_original": _fvu(y_before, y),
+        "fvu": _fvu(y_after, y),
         "fvu_of_original_output": _fvu(y_after, y_before),
-    }  # fmt: skip
+    }
     return {"exact": False, "method": method, "tokens": len(y), **rounded({k: float(v) for k, v in figures.items()})}
 
 

@@ -64,9 +64,12 @@ def export(runs: list[Trained], target: Target, out: Place) -> None:
             if target == "hub":
                 folded(runs[0].model).save(folder)
         described = card(
-            target, name, {run.name: run.model.config for run in runs}, fidelity,
+            target,
+            name,
+            {run.name: run.model.config for run in runs},
+            fidelity,
             {run.name: run.metrics for run in runs if run.metrics is not None},
-        )  # fmt: skip
+        )
         (folder / README).write_text(described)
 
 

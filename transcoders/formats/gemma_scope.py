@@ -38,12 +38,16 @@ def read_first(source: Source, device: torch.device | str) -> Transcoder:
     size = re.search(r"gemma-scope-(\d+b)(?:-pt|(-it))?", source.path)
     prefix = f"blocks.{layer}."
     provenance = {
-        "source": source.name, "format": "gemma-scope", "layer": layer,
+        "source": source.name,
+        "format": "gemma-scope",
+        "layer": layer,
         "model": f"google/gemma-2-{size[1]}{size[2] or ''}" if size else None,
-        "hook_in": prefix + "ln2.hook_normalized", "hook_out": prefix + "hook_mlp_out",
-        "hf_hook_in": None, "hf_hook_out": f"model.layers.{layer}.post_feedforward_layernorm.output",
+        "hook_in": prefix + "ln2.hook_normalized",
+        "hook_out": prefix + "hook_mlp_out",
+        "hf_hook_in": None,
+        "hf_hook_out": f"model.layers.{layer}.post_feedforward_layernorm.output",
         "gain_applied": False,
-    }  # fmt: skip
+    }
     return build(open_weights(source.folder / "params.npz"), FIRST, "jumprelu", l0, provenance, device)
 
 
@@ -60,10 +64,16 @@ def read_second(source: Source, device: torch.device | str) -> Transcoder:
     affine = config["affine_connection"]
     layer = _layer(config, source)
     provenance = {
-        "source": source.name, "format": "gemma-scope-2", "layer": layer, "model": _model_name(config["model_name"]),
-        "hook_in": f"blocks.{layer}.mlp.hook_in", "hook_out": f"blocks.{layer}.hook_mlp_out",
-        "hf_hook_in": config["hf_hook_point_in"], "hf_hook_out": config["hf_hook_point_out"], "gain_applied": True,
-    }  # fmt: skip
+        "source": source.name,
+        "format": "gemma-scope-2",
+        "layer": layer,
+        "model": _model_name(config["model_name"]),
+        "hook_in": f"blocks.{layer}.mlp.hook_in",
+        "hook_out": f"blocks.{layer}.hook_mlp_out",
+        "hf_hook_in": config["hf_hook_point_in"],
+        "hf_hook_out": config["hf_hook_point_out"],
+        "gain_applied": True,
+    }
     found = AFFINE["W_skip"].name in weights.tensors
     if found != affine:
         raise UserError(

@@ -10,9 +10,16 @@ from transcoders.core.places import UnreachableError, fetched, place, redacted
 log = logging.getLogger(__name__)
 
 FILES = (
-    "params.npz", "params.safetensors", "config.json", "cfg.json", "sae_weights.safetensors", "sae.safetensors",
-    "transcoder.safetensors", "config.yaml", "layer_*.safetensors",
-)  # fmt: skip
+    "params.npz",
+    "params.safetensors",
+    "config.json",
+    "cfg.json",
+    "sae_weights.safetensors",
+    "sae.safetensors",
+    "transcoder.safetensors",
+    "config.yaml",
+    "layer_*.safetensors",
+)
 """All that is ever downloaded: no pickles."""
 
 

@@ -1,4 +1,4 @@
-"""Whose file is this? ``Transcoder.load`` asks here for everything that this project did not write."""
+"""Whose file is this? ``transcoders.load`` comes here: it reads ours, and what other tools wrote."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +21,16 @@ READERS: dict[str, Reader] = {
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
 
 
-def read(reference: str, device: torch.device | str = "cpu") -> Transcoder:
-    """The transcoder at a local path, at a URL or at ``org/repo:folder`` on the Hub.
+def load(reference: str | Path, device: torch.device | str = "cpu") -> Transcoder:
+    """Load the transcoder at a local path, at a URL or at ``org/repo:folder`` on the Hub, ours or another tool's.
+
+    What is not here is downloaded into the user's cache. Foreign ones keep the dtype of their file, and their
+    units are raw.
 
     Raises:
         UserError: nothing is there, or nothing that is known; see the readers for the rest.
     """
-    source = locate(reference)
+    source = locate(str(reference))
     try:
         return _read(source, device)
     except UserError as error:

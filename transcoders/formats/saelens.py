@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 
 from transcoders.core.errors import UserError
 from transcoders.core.files import read_json, replacing, write_json
-from transcoders.dictionary.transcoder import Encoder, Transcoder
+from transcoders.dictionary.names import EncoderName
+from transcoders.dictionary.transcoder import Transcoder
 from transcoders.formats.build import Stored, build
 from transcoders.formats.locate import Source
 from transcoders.formats.weights import DOWNLOAD, open_weights
@@ -22,7 +23,7 @@ TENSORS = {
 }
 THRESHOLD = {"threshold": Stored("threshold")}
 SKIP = {"W_skip": Stored("W_skip")}
-ARCHITECTURES: dict[str, tuple[Encoder, bool]] = {
+ARCHITECTURES: dict[str, tuple[EncoderName, bool]] = {
     "transcoder": ("relu", False),
     "skip_transcoder": ("relu", True),
     "jumprelu_transcoder": ("jumprelu", False),
@@ -64,18 +65,23 @@ def _provenance(config: dict[str, Any], source: Source) -> dict[str, Any]:
     hook = str(said.get("hook_name") or "")
     parts = [int(part) for part in hook.split(".") if part.isdigit()]
     return {
-        "source": source.name, "format": "saelens", "layer": parts[0] if parts else None,
-        "model": said.get("model_name"), "hook_in": hook or None, "hook_out": said.get("hook_name_out"),
-        "hf_hook_in": said.get("hf_hook_name"), "hf_hook_out": said.get("hf_hook_name_out"),
+        "source": source.name,
+        "format": "saelens",
+        "layer": parts[0] if parts else None,
+        "model": said.get("model_name"),
+        "hook_in": hook or None,
+        "hook_out": said.get("hook_name_out"),
+        "hf_hook_in": said.get("hf_hook_name"),
+        "hf_hook_out": said.get("hf_hook_name_out"),
         "gain_applied": not hook.endswith("ln2.hook_normalized"),
-    }  # fmt: skip
+    }
 
 
 def write(model: Transcoder, folder: Path, metadata: dict[str, Any]) -> None:
     """A raw-unit transcoder without TopK as a folder that ``SAE.load_from_disk`` reads."""
     names = {pair: name for name, pair in ARCHITECTURES.items()}
     config = model.config
-    encoder: Encoder = "relu" if config.encoder == "relu" else "jumprelu"
+    encoder: EncoderName = "relu" if config.encoder == "relu" else "jumprelu"
     tensors = {
         name: (value.detach().T if name == "W_enc" else value.detach()).contiguous().cpu()
         for name, value in model.named_parameters()
@@ -83,13 +89,24 @@ def write(model: Transcoder, folder: Path, metadata: dict[str, Any]) -> None:
     with replacing(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary)
     said = config.provenance
-    write_json(folder / CONFIG, {
-        "architecture": names[encoder, config.skip],
-        "d_in": config.d_in, "d_out": config.d_out, "d_sae": config.d_hidden,
-        "dtype": str(model.W_enc.dtype).removeprefix("torch."), "device": "cpu", **PLAIN,
-        "metadata": {
-            "model_name": said.get("model"), "hook_name": said.get("hook_in"), "hook_name_out": said.get("hook_out"),
-            "hf_hook_name": said.get("hf_hook_in"), "hf_hook_name_out": said.get("hf_hook_out"),
-            "prepend_bos": True, **metadata,
+    write_json(
+        folder / CONFIG,
+        {
+            "architecture": names[encoder, config.skip],
+            "d_in": config.d_in,
+            "d_out": config.d_out,
+            "d_sae": config.d_hidden,
+            "dtype": str(model.W_enc.dtype).removeprefix("torch."),
+            "device": "cpu",
+            **PLAIN,
+            "metadata": {
+                "model_name": said.get("model"),
+                "hook_name": said.get("hook_in"),
+                "hook_name_out": said.get("hook_out"),
+                "hf_hook_name": said.get("hf_hook_in"),
+                "hf_hook_name_out": said.get("hf_hook_out"),
+                "prepend_bos": True,
+                **metadata,
+            },
         },
-    })  # fmt: skip
+    )

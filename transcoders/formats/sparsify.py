@@ -42,8 +42,11 @@ def read(source: Source, device: torch.device | str) -> Transcoder:
         raise UserError(f"{source.name}: k is {k!r} in {CONFIG}; expected the number of active latents")
     layer = re.search(r"layers[._](\d+)", source.path)
     provenance = {
-        "source": source.name, "format": "sparsify", "layer": int(layer[1]) if layer else None, "gain_applied": True,
-    }  # fmt: skip
+        "source": source.name,
+        "format": "sparsify",
+        "layer": int(layer[1]) if layer else None,
+        "gain_applied": True,
+    }
     layout = TENSORS | (SKIP if config.get("skip_connection") else {})
     model = build(open_weights(source.folder / WEIGHTS), layout, activation, k, provenance, device)
     if config.get("d_in") != model.config.d_in:
@@ -66,8 +69,17 @@ def write(model: Transcoder, folder: Path, metadata: dict[str, Any]) -> None:
     tensors = {layout[name].name: value.detach().contiguous().cpu() for name, value in model.named_parameters()}
     with replacing(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary)
-    write_json(folder / CONFIG, {
-        "activation": config.encoder, "num_latents": config.d_hidden, "k": config.k, "transcode": True,
-        "skip_connection": config.skip, "normalize_decoder": False, "multi_topk": False, "d_in": config.d_in,
-        "metadata": metadata,
-    })  # fmt: skip
+    write_json(
+        folder / CONFIG,
+        {
+            "activation": config.encoder,
+            "num_latents": config.d_hidden,
+            "k": config.k,
+            "transcode": True,
+            "skip_connection": config.skip,
+            "normalize_decoder": False,
+            "multi_topk": False,
+            "d_in": config.d_in,
+            "metadata": metadata,
+        },
+    )

@@ -1,11 +1,11 @@
 """The sparse step: encode, select, decode, and gradients that stay sparse.
 
-One dispatch point over three backends that compute the same thing:
+The tensors' device decides which of the backends, that compute the same thing, does the work:
 
-- `reference`: a few obvious lines of dense torch, any device, any dtype, differentiated by autograd;
 - `cpu`: sparse gradients on CPU tensors;
 - `triton`: fused kernels on CUDA tensors (or on any tensor under `TRITON_INTERPRET=1`, for tests);
-- `auto`: `triton` for CUDA tensors, `cpu` for CPU tensors.
+- `reference`: a few obvious lines of dense torch, any device, any dtype, differentiated by autograd, for tests
+  (`with kernels.using("reference")`).
 
 Weights are float32; the encoder matmul runs in the dtype of `x` (bfloat16 for tensor cores), except
 on CPU, where a narrow `x` is widened; AuxK's matmuls run in it on CPU too.
@@ -13,10 +13,10 @@ Latents and reconstructions have the weights' dtype.
 Gradients are deterministic bit for bit on every backend but the reference on CUDA.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -38,15 +38,14 @@ from transcoders.kernels.latents import (
     concatenate,
 )
 
-Backend = Literal["auto", "reference", "cpu", "triton"]
 _MODULES: dict[str, ModuleType] = {"reference": reference, "cpu": cpu}
 if find_spec("triton"):
     from transcoders.kernels.cuda import backend as cuda
 
     _MODULES["triton"] = cuda
+_forced = "auto"
 
 __all__ = [
-    "Backend",
     "Group",
     "JumpReLU",
     "SparseLatents",
@@ -55,7 +54,6 @@ __all__ = [
     "auxk_is_dense",
     "batchtopk_encode",
     "between",
-    "bucketed_encode",
     "concatenate",
     "decode",
     "decode_nested",
@@ -64,6 +62,7 @@ __all__ = [
     "squared_errors",
     "threshold_encode",
     "topk_encode",
+    "using",
 ]
 
 
@@ -72,7 +71,6 @@ def topk_encode(
     W_enc: Float[Tensor, "d_hidden d_in"],
     b_enc: Float[Tensor, "d_hidden"],
     k: int | Sequence[Group],
-    backend: Backend = "auto",
     watched: Int[Tensor, "watched"] | None = None,
 ) -> SparseLatents:
     """`relu(TopK_k(x W_encᵀ + b_enc))`: exactly `k` entries per token, or `k` of each group.
@@ -83,7 +81,7 @@ def topk_encode(
     check_encoder(x, W_enc, b_enc, k if isinstance(k, int) else None)
     groups = (Group(0, len(W_enc), k),) if isinstance(k, int) else tuple(k)
     check_groups(groups, len(W_enc))
-    latents: SparseLatents = _module(backend, x).topk_encode(x, W_enc, b_enc, groups, watched)
+    latents: SparseLatents = _module(x).topk_encode(x, W_enc, b_enc, groups, watched)
     return latents
 
 
@@ -92,11 +90,10 @@ def batchtopk_encode(
     W_enc: Float[Tensor, "d_hidden d_in"],
     b_enc: Float[Tensor, "d_hidden"],
     k: int,
-    backend: Backend = "auto",
 ) -> SparseLatents:
     """The `k · tokens` largest pre-activations of the batch (arXiv 2412.06410), after relu."""
     check_encoder(x, W_enc, b_enc, k)
-    latents: SparseLatents = _module(backend, x).batchtopk_encode(x, W_enc, b_enc, k)
+    latents: SparseLatents = _module(x).batchtopk_encode(x, W_enc, b_enc, k)
     return latents
 
 
@@ -105,7 +102,6 @@ def threshold_encode(
     W_enc: Float[Tensor, "d_hidden d_in"],
     b_enc: Float[Tensor, "d_hidden"],
     threshold: float | Float[Tensor, ""] | Float[Tensor, "d_hidden"],
-    backend: Backend = "auto",
 ) -> SparseLatents:
     """`p · 1[p > threshold]` with `p = relu(x W_encᵀ + b_enc)`; a threshold of 0 is a plain relu.
 
@@ -114,7 +110,7 @@ def threshold_encode(
     check_encoder(x, W_enc, b_enc)
     if isinstance(threshold, Tensor) and threshold.shape not in ((), (len(W_enc),)):
         raise ValueError(f"threshold is {list(threshold.shape)}: expected a number or [{len(W_enc)}]")
-    latents: SparseLatents = _module(backend, x).threshold_encode(x, W_enc, b_enc, threshold)
+    latents: SparseLatents = _module(x).threshold_encode(x, W_enc, b_enc, threshold)
     return latents
 
 
@@ -124,7 +120,6 @@ def jumprelu_encode(
     b_enc: Float[Tensor, "d_hidden"],
     threshold: Float[Tensor, "d_hidden"],
     bandwidth: float,
-    backend: Backend = "auto",
 ) -> JumpReLU:
     """`p · 1[p > θ]` and its L0, with rectangle straight-through gradients to θ (2407.14435, eq. 11).
 
@@ -134,7 +129,7 @@ def jumprelu_encode(
     if bandwidth <= 0:
         raise ValueError(f"bandwidth = {bandwidth}: expected a positive number, such as 0.001")
     least = threshold.detach() - bandwidth / 2
-    return jumprelu.jump(threshold_encode(x, W_enc, b_enc, least, backend), threshold, bandwidth)
+    return jumprelu.jump(threshold_encode(x, W_enc, b_enc, least), threshold, bandwidth)
 
 
 def groupmax_encode(
@@ -142,41 +137,19 @@ def groupmax_encode(
     W_enc: Float[Tensor, "d_hidden d_in"],
     b_enc: Float[Tensor, "d_hidden"],
     k: int,
-    backend: Backend = "auto",
 ) -> SparseLatents:
     """Another selection than TopK: the winner of each of k groups of neighbouring latents."""
     check_encoder(x, W_enc, b_enc, k)
     if len(W_enc) % k:
         raise ValueError(f"k = {k} groups do not divide d_hidden = {len(W_enc)}: change either")
-    latents: SparseLatents = _module(backend, x).groupmax_encode(x, W_enc, b_enc, k)
+    latents: SparseLatents = _module(x).groupmax_encode(x, W_enc, b_enc, k)
     return latents
 
 
-def bucketed_encode(
-    x: Float[Tensor, "tokens d_in"],
-    W_enc: Float[Tensor, "d_hidden d_in"],
-    b_enc: Float[Tensor, "d_hidden"],
-    k: int,
-    buckets: int,
-    backend: Backend = "auto",
-) -> SparseLatents:
-    """An approximation of TopK: the k best of the winners of `buckets` strided buckets.
-
-    It misses a latent whose bucket holds a better one: the recall is about `1 − k / (2 · buckets)`.
-    """
-    check_encoder(x, W_enc, b_enc, k)
-    if buckets < k or len(W_enc) % buckets:
-        raise ValueError(f"buckets = {buckets}: expected a divisor of d_hidden = {len(W_enc)}, at least k = {k}")
-    latents: SparseLatents = _module(backend, x).bucketed_encode(x, W_enc, b_enc, k, buckets)
-    return latents
-
-
-def decode(
-    latents: SparseLatents, W_dec: Float[Tensor, "d_hidden d_out"], backend: Backend = "auto"
-) -> Float[Tensor, "tokens d_out"]:
+def decode(latents: SparseLatents, W_dec: Float[Tensor, "d_hidden d_out"]) -> Float[Tensor, "tokens d_out"]:
     """`z W_dec`, without a bias; differentiable in the latents' values and in W_dec."""
     check_decoder(latents, W_dec)
-    y_hat: Tensor = _module(backend, W_dec).decode(latents, W_dec)
+    y_hat: Tensor = _module(W_dec).decode(latents, W_dec)
     return y_hat
 
 
@@ -184,7 +157,6 @@ def decode_nested(
     latents: SparseLatents,
     W_dec: Float[Tensor, "d_hidden d_out"],
     prefixes: tuple[int, ...],
-    backend: Backend = "auto",
 ) -> Float[Tensor, "prefixes tokens d_out"]:
     """`z[:, :m] W_dec[:m]` for every prefix `m`, for about the price of one decode.
 
@@ -192,7 +164,7 @@ def decode_nested(
     """
     check_decoder(latents, W_dec)
     check_prefixes(prefixes, latents.d_hidden)
-    y_hat: Tensor = _module(backend, W_dec).decode_nested(latents, W_dec, prefixes)
+    y_hat: Tensor = _module(W_dec).decode_nested(latents, W_dec, prefixes)
     return y_hat
 
 
@@ -201,7 +173,6 @@ def squared_errors(
     W_dec: Float[Tensor, "d_hidden d_out"],
     target: Float[Tensor, "tokens d_out"],
     prefixes: tuple[int, ...] = (),
-    backend: Backend = "auto",
 ) -> SquaredErrors:
     """The mean squared error of each prefix's reconstruction of `target` (no prefixes: of all latents).
 
@@ -217,7 +188,7 @@ def squared_errors(
             f"target is {list(target.shape)}: expected {[latents.tokens, W_dec.shape[1]]}, "
             "tokens of the latents by columns of W_dec"
         )
-    errors: SquaredErrors = _module(backend, W_dec).squared_errors(latents, W_dec, target, prefixes)
+    errors: SquaredErrors = _module(W_dec).squared_errors(latents, W_dec, target, prefixes)
     return errors
 
 
@@ -229,7 +200,6 @@ def auxk(
     W_dec: Float[Tensor, "d_hidden d_out"],
     dead_indices: Int[Tensor, "dead"],
     k_aux: int,
-    backend: Backend = "auto",
     variance: Float[Tensor, ""] | None = None,
     watched: Float[Tensor, "tokens dead"] | None = None,
 ) -> Float[Tensor, ""]:
@@ -242,20 +212,37 @@ def auxk(
     to the dense ones of the main loss. `watched`, the dead latents' pre-activations from
     `topk_encode`, spares a fifth of it, where `auxk_is_dense`.
     """
-    module = _module(backend, x)
+    module = _module(x)
     variance = variance_of(residual.detach()) if variance is None else variance
     if module is reference:
         return reference.auxk(x, residual, W_enc, b_enc, W_dec, dead_indices, k_aux, variance)
     return auxiliary.auxk(x, residual, W_enc, b_enc, W_dec, dead_indices, k_aux, variance, module, watched)
 
 
-def _module(backend: Backend, tensor: Tensor) -> ModuleType:
-    if backend == "auto":
-        backend = "triton" if tensor.is_cuda else "cpu"
+@contextmanager
+def using(backend: str) -> Iterator[None]:
+    """Let all calls within use ``backend``: reference, cpu or triton; auto goes by the tensors' device again.
+
+    For tests and benchmarks. What runs backward is what ran forward.
+
+    Raises:
+        ValueError: there is no such backend here.
+    """
+    global _forced
+    if backend != "auto" and backend not in _MODULES:
+        known = ", ".join(["auto", *_MODULES])
+        raise ValueError(f"backend = {backend!r}: expected one of {known} (triton needs the package triton)")
+    before, _forced = _forced, backend
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def _module(tensor: Tensor) -> ModuleType:
+    backend = _forced if _forced != "auto" else "triton" if tensor.is_cuda else "cpu"
     if backend == "triton" and backend not in _MODULES:
-        raise ValueError("backend 'triton' needs the package triton: install it, or use reference")
-    if backend not in _MODULES:
-        raise ValueError(f"backend = {backend!r}: expected auto, reference, cpu or triton")
+        raise ValueError("CUDA tensors need the package triton: install it")
     if backend == "cpu" and tensor.device.type != "cpu":
-        raise ValueError(f"backend 'cpu' got tensors on {tensor.device}: use 'auto' or 'reference'")
+        raise ValueError(f"the kernels for CPU got tensors on {tensor.device}")
     return _MODULES[backend]

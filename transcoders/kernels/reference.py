@@ -43,14 +43,6 @@ def groupmax_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLa
     return from_fixed_k(indices, pre.gather(1, indices).relu(), len(W_enc))
 
 
-def bucketed_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, buckets: int) -> SparseLatents:
-    pre = pre_activations(x, W_enc, b_enc)
-    maxima = pre.view(len(x), -1, buckets).max(1)  # bucket of latent i is i % buckets
-    chosen = maxima.values.topk(k).indices
-    indices = (chosen + buckets * maxima.indices.gather(1, chosen)).sort().values
-    return from_fixed_k(indices, pre.gather(1, indices).relu(), len(W_enc))
-
-
 def auxk(
     x: Tensor, residual: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, dead: Tensor, k_aux: int, variance: Tensor
 ) -> Tensor:

@@ -49,14 +49,6 @@ def groupmax(pre: Float[Tensor, "tokens d_hidden"], k: int) -> Selected:
     return _fixed_k(ids, values)
 
 
-def bucketed(pre: Float[Tensor, "tokens d_hidden"], k: int, buckets: int) -> Selected:
-    """The k best of the winners of buckets {i, i + buckets, …}."""
-    values, winners = pre.view(len(pre), -1, buckets).max(1)
-    values, chosen = values.topk(k, sorted=False)
-    ids, order = (chosen + buckets * winners.gather(1, chosen)).sort()
-    return _fixed_k(ids, values.gather(1, order))
-
-
 def rows_of(splits: Int[Tensor, "tokens groups_plus_1"], nnz: int) -> Int[Tensor, "nnz"]:
     """The row of `[groups · tokens, d]` that each entry belongs to."""
     tokens, groups = splits.shape[0], splits.shape[1] - 1

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from transcoders.core.errors import UserError
 from transcoders.core.files import replacing, sha256_of, write_json
+from transcoders.core.inputs import is_local
 from transcoders.core.provenance import PROVENANCE
 from transcoders.language.settings import ModelSettings
 
@@ -25,8 +26,8 @@ def fetch_model(settings: ModelSettings, folder: Path) -> None:
     with replacing(folder) as temporary:
         if settings.name == PACKAGED:
             source = _convert_packaged(temporary)
-        elif Path(settings.name).is_dir():
-            shutil.copytree(settings.name, temporary)
+        elif is_local(settings.name):
+            _copy(Path(settings.name), temporary)
             source = {"source": "folder"}
         else:
             source = _download(settings, temporary)
@@ -41,6 +42,12 @@ def fetch_model(settings: ModelSettings, folder: Path) -> None:
             temporary / PROVENANCE,
             {"name": settings.name, "revision": settings.revision, **source, "sha256": hashes},
         )
+
+
+def _copy(source: Path, folder: Path) -> None:
+    if not source.is_dir():
+        raise UserError(f"model.name: there is no folder {str(source)!r}; correct the path")
+    shutil.copytree(source, folder)
 
 
 def _convert_packaged(folder: Path) -> dict[str, str]:

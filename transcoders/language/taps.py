@@ -5,7 +5,8 @@ residual stream (after a post-norm, where the family has one). TransformerLens's
 ``ln2.hook_normalized`` is *before* the gain and ``hook_mlp_in`` is the residual stream: neither is x.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -66,6 +67,24 @@ def input_gain(bridge: Any, layer: int) -> list[float] | None:
     """
     norm = getattr(bridge.blocks[layer].original_component, "pre_feedforward_layernorm", None)
     return None if norm is None else (1.0 + norm.weight.detach().float()).tolist()
+
+
+def tap_of(attributes: Mapping[str, Any]) -> Tap:
+    """Return where the activations of a store with these ``attributes`` were read."""
+    return Tap(**{field.name: attributes[field.name] for field in fields(Tap)})
+
+
+def attributes_of(bridge: Any, tap: Tap) -> dict[str, Any]:
+    """Return what a store of activations says of where they were read."""
+    return {
+        "layer": tap.layer,
+        "hook_in": tap.hook_in,
+        "hook_out": tap.hook_out,
+        "hf_hook_in": tap.hf_hook_in,
+        "hf_hook_out": tap.hf_hook_out,
+        "gain_applied": True,
+        "input_gain": input_gain(bridge, tap.layer),
+    }
 
 
 @torch.inference_mode()

@@ -5,8 +5,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from transcoders.dictionary.transcoder import PER_LATENT, Transcoder
+from transcoders.dictionary.config import PER_LATENT
+from transcoders.dictionary.transcoder import Transcoder
 from transcoders.training.adam.step import adam_step_, projected_square_norm
+from transcoders.training.sharing import HERE, Sharing
 
 EPS = 1e-13  # losses are means over dims: gradients of rare latents are near the usual 1e-8
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -16,13 +18,13 @@ NEIGHBOURS_EVERY = 50
 class Adam:
     """Adam (arXiv 1412.6980) with clipping; decoder rows move on the unit sphere."""
 
-    def __init__(self, model: Transcoder, slow_rows: int = 0, slow_rate: float = 1.0) -> None:
+    def __init__(self, model: Transcoder, sharing: Sharing = HERE, slow_rows: int = 0, slow_rate: float = 1.0) -> None:
         """Start with zero moments; what requires no gradient stays as it is.
 
         The first ``slow_rows`` latents, biases and skip connection learn at ``slow_rate`` times the rate.
         """
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._team = model.team
+        self._sharing = sharing
         self._slow_rows, self._slow_rate = slow_rows, slow_rate
         self.moments: dict[str, dict[str, Tensor]] = {
             name: {key: torch.zeros_like(value) for key in MOMENTS} for name, value in self._parameters.items()
@@ -35,13 +37,14 @@ class Adam:
         The norm counts no gradient along a decoder row, which is removed. Returns it, unclipped.
         """
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
-        squares = torch.stack([
-            projected_square_norm(self._parameters[name], gradient, unit_rows=name == "W_dec")
+        norms = {
+            name: projected_square_norm(self._parameters[name], gradient, unit_rows=name == "W_dec")
             for name, gradient in gradients.items()
-        ])  # fmt: skip
-        if self._team.size > 1:  # each rank has the squares of its latents; those of other weights all have
-            sliced = torch.tensor([name in PER_LATENT for name in gradients], device=squares.device)
-            squares = torch.where(sliced, self._team.sum_(squares.clone()), squares)
+        }
+        squares = torch.stack(list(norms.values()))
+        if self._sharing.processes > 1:  # each has the squares of its latents; those of other weights all have
+            sliced = torch.tensor([name in PER_LATENT for name in norms], device=squares.device)
+            squares = torch.where(sliced, self._sharing.sum_(squares.clone()), squares)
         norm = squares.sum().sqrt()
         if norm.is_cuda:  # stays there: reading it would let the GPU run out of work at every step
             scale: float | Tensor = (clip / norm.clamp(min=1e-30)).clamp(max=1.0)
@@ -51,9 +54,16 @@ class Adam:
             for rows, factor in self._rates(name):
                 first, second = (self.moments[name][key][rows] for key in MOMENTS)
                 adam_step_(
-                    self._parameters[name][rows], gradient[rows], first, second,
-                    step=step, lr=rate * factor, eps=EPS, grad_scale=scale, unit_rows=name == "W_dec",
-                )  # fmt: skip
+                    self._parameters[name][rows],
+                    gradient[rows],
+                    first,
+                    second,
+                    step=step,
+                    lr=rate * factor,
+                    eps=EPS,
+                    grad_scale=scale,
+                    unit_rows=name == "W_dec",
+                )
         return norm
 
     def _rates(self, name: str) -> list[tuple[slice, float]]:
@@ -63,20 +73,20 @@ class Adam:
             return [(slice(None), self._slow_rate)]
         return [(slice(self._slow_rows), self._slow_rate), (slice(self._slow_rows, None), 1.0)]
 
-    def state(self) -> dict[str, Tensor]:
-        """The moments by ``<moment>.<parameter>``."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the moments by ``<moment>.<parameter>``."""
         return {f"{key}.{name}": m[key] for name, m in self.moments.items() for key in MOMENTS}
 
     @torch.no_grad()
-    def load_(self, state: dict[str, Tensor]) -> None:
-        """Take over the moments that ``state`` gave."""
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over the moments that ``state_dict`` gave."""
         for name, values in self.moments.items():
             for key in MOMENTS:
                 values[key].copy_(state[f"{key}.{name}"])
 
 
 class Projection:
-    """Keeps decoder rows orthogonal to the span of the earlier rows that are most similar to each."""
+    """Keep decoder rows orthogonal to the span of the earlier rows that are most similar to each."""
 
     def __init__(self, model: Transcoder, earlier: Transcoder, count: int) -> None:
         """Hold the rows of ``model`` off the ``count`` nearest rows of ``earlier``, which is frozen."""

@@ -2,11 +2,19 @@
 
 from typing import NamedTuple
 
-from transcoders.dictionary.transcoder import TranscoderConfig
-from transcoders.training.settings import VariantSettings
+import torch
+from torch import Tensor
+
+from transcoders.dictionary.config import TranscoderConfig
+from transcoders.dictionary.transcoder import Transcoder
+from transcoders.training.objective import Objective
+from transcoders.training.optimiser import Adam, Projection
+from transcoders.training.settings import TrainSettings, VariantSettings
+from transcoders.training.sharing import Sharing
+from transcoders.training.start import Start, initialise_
 
 
-class Stage(NamedTuple):
+class PhasePlan(NamedTuple):
     """Some consecutive steps with one set of trained latents and one course of the learning rate."""
 
     number: int
@@ -14,37 +22,96 @@ class Stage(NamedTuple):
     first_step: int
     steps: int
     new: int
-    """Latents from here to ``stop`` are this stage's own; those before come from earlier stages."""
+    """Latents from here to ``stop`` are this phase's own; those before come from earlier phases."""
     stop: int
     frozen: bool
     """Whether the earlier latents stay as they are."""
 
     @property
     def last_step(self) -> int:
-        """The step before which the stage ends."""
+        """The step before which the phase ends."""
         return self.first_step + self.steps
 
+    @property
+    def trained(self) -> slice:
+        """The latents that the phase moves."""
+        return slice(self.new if self.frozen else 0, self.stop)
 
-def plan(config: TranscoderConfig, variant: VariantSettings, steps: int) -> list[Stage]:
-    """The stages of ``steps`` steps in all.
+
+def phase_plans(config: TranscoderConfig, variant: VariantSettings, steps: int) -> list[PhasePlan]:
+    """Divide ``steps`` steps into phases.
 
     Raises:
-        ValueError: there are fewer steps than stages.
+        ValueError: there are fewer steps than phases.
     """
     if variant.training == "joint":
-        return [Stage(1, 0, steps, 0, config.d_hidden, frozen=False)]
+        return [PhasePlan(1, 0, steps, 0, config.d_hidden, frozen=False)]
     count = len(config.prefixes)
-    shares = list(variant.stage_fractions) or [1 / count] * count
+    shares = list(variant.phase_fractions) or [1 / count] * count
     ends = [(0, config.prefixes[0])]
     ends += list(zip(config.prefixes[:-1], config.prefixes[1:], strict=True))
     if variant.joint_finish:
         shares = [share * (1 - variant.joint_finish) for share in shares] + [variant.joint_finish]
         ends.append((0, config.d_hidden))
     borders = [round(steps * sum(shares[:i])) for i in range(len(shares))] + [steps]
-    stages = []
+    plans = []
     for i, (new, stop) in enumerate(ends):
         length = borders[i + 1] - borders[i]
         if length < 1:
-            raise ValueError(f"stage {i + 1} of {len(ends)} has no step of {steps}")
-        stages.append(Stage(i + 1, borders[i], length, new, stop, frozen=new > 0 and not variant.previous_lr_scale))
-    return stages
+            raise ValueError(f"phase {i + 1} of {len(ends)} has no step of {steps}")
+        plans.append(PhasePlan(i + 1, borders[i], length, new, stop, frozen=new > 0 and not variant.previous_lr_scale))
+    return plans
+
+
+class Phase:
+    """The parts that the steps of one phase work with: they are made anew when the next begins.
+
+    A phase trains ``part``, which shares the weights of the model, on what ``base``, the frozen earlier latents,
+    leave of y.
+    """
+
+    def __init__(
+        self, plan: PhasePlan, model: Transcoder, settings: TrainSettings, variant: VariantSettings, sharing: Sharing
+    ) -> None:
+        """Make the parts of ``model`` that ``plan`` asks for, with an objective and an optimiser at their start."""
+        self.plan = plan
+        first = plan.trained.start
+        self.base = model.part(0, first) if first else None
+        self.part = model.part(first, plan.stop)
+        fixed = {*model.encoder.without_gradient, *(("b_dec",) if plan.frozen else ())}
+        for name, parameter in self.part.named_parameters():
+            parameter.requires_grad_(name not in fixed)
+        self.objective = Objective(self.part, settings, variant, sharing)
+        self.optimiser = Adam(self.part, sharing, slow_rows=plan.new - first, slow_rate=variant.previous_lr_scale)
+        self.projection = None
+        if variant.orthogonality == "projection" and self.base is not None:
+            self.projection = Projection(self.part, self.base, variant.orthogonality_neighbours)
+
+    @torch.no_grad()
+    def constrain_(self, step: int, dead: Tensor, boost: float) -> None:
+        """Bring the part back to what is valid after ``step`` of the phase, and push ``dead`` latents."""
+        if self.projection is not None:
+            self.projection.apply_(step)
+        self.part.encoder.constrain_(self.part)
+        self.part.b_enc[dead] += boost
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what the next step depends on beside the weights."""
+        state = {"pressure": self.objective.pressure, **self.optimiser.state_dict()}
+        return state if self.projection is None else {**state, "neighbours": self.projection.neighbours}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over what ``state_dict`` gave."""
+        self.objective.pressure = state["pressure"]
+        self.optimiser.load_state_dict(state)
+        if self.projection is not None:
+            self.projection.neighbours = state["neighbours"]
+
+
+@torch.no_grad()
+def begin_(plan: PhasePlan, model: Transcoder, start: Start, sharing: Sharing) -> None:
+    """Start the new latents of a phase in ``model``; a joint finish has none."""
+    if plan.number > 1 and not plan.new:
+        return
+    earlier = model.truncate(plan.new) if plan.new else None
+    initialise_(model.part(plan.new, plan.stop), start.of_phase(plan.number, earlier), sharing)

@@ -10,6 +10,8 @@ from transcoders.core.settings import Settings
 Multiple = Annotated[str, Field(pattern=r"^[1-9][0-9]*x$")]
 Share = Annotated[float, Field(gt=0, le=1)]
 Shares = Annotated[tuple[Share, ...], Field(strict=False)]
+DHidden = Annotated[int, Field(gt=0)] | Multiple
+"""Latents: a number, or a multiple of d_model."""
 Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False)]
 DEFAULT_K_SHARES = (0.5, 0.6875, 0.8125, 0.90625, 1.0)
 """Of k, for five prefixes that double: half of it in the first, then ever fewer (docs/recipe.md)."""
@@ -39,14 +41,12 @@ class VariantSettings(Settings):
 
     training: Literal["joint", "progressive"] = "joint"
     """All latents at once, or one group after another (progressive latent training)."""
-    stage_fractions: Shares = ()
+    phase_fractions: Shares = ()
     """Share of the tokens for each stage of progressive training; equal if not given."""
     previous_lr_scale: float = Field(default=0.0, ge=0, le=1)
     """Learning rate of earlier stages' latents, relative; 0 freezes them."""
     joint_finish: float = Field(default=0.0, ge=0, lt=1)
     """Share of the tokens, at the end, for which progressive training trains all latents jointly."""
-    new_latents: Literal["residual", "random"] = "residual"
-    """Decoder rows that a stage starts from: directions of what is missing so far, or random ones."""
 
     orthogonality: Literal["none", "penalty", "projection"] = "none"
     """Keeps a stage's decoder rows apart from earlier ones; without stages: all rows (OrtSAE, 2509.22033)."""
@@ -65,12 +65,12 @@ class VariantSettings(Settings):
             raise ValueError(f"prefixes {self.prefixes} must ascend and end with 1")
         if nested and not self.prefix_k and nested != len(DEFAULT_K_SHARES):
             raise ValueError(f"prefix_k: give a share of k for each of the {nested} prefixes")
-        for name in ("prefix_k", "prefix_weights", "stage_fractions"):
+        for name in ("prefix_k", "prefix_weights", "phase_fractions"):
             given: tuple[float, ...] = getattr(self, name)
             if given and len(given) != nested:
                 raise ValueError(f"{name}: {given} has {len(given)} numbers for {nested} prefixes")
-        if self.stage_fractions and abs(sum(self.stage_fractions) - 1) > 1e-6:
-            raise ValueError(f"stage_fractions: {self.stage_fractions} add up to {sum(self.stage_fractions):g}, not 1")
+        if self.phase_fractions and abs(sum(self.phase_fractions) - 1) > 1e-6:
+            raise ValueError(f"phase_fractions: {self.phase_fractions} add up to {sum(self.phase_fractions):g}, not 1")
         if not nested and (self.training == "progressive" or self.stop_gradient or self.sampled_prefixes):
             raise ValueError(
                 "progressive training, stop_gradient and sampled_prefixes need prefixes, such as [0.25, 1]"
@@ -98,7 +98,7 @@ class VariantSettings(Settings):
 class TrainSettings(Settings):
     """Sizes, optimisation and bookkeeping, shared by all variants."""
 
-    d_hidden: Annotated[int, Field(gt=0)] | Multiple = "8x"
+    d_hidden: DHidden = "8x"
     """Number of latents F, or a multiple of d_model such as ``8x``."""
     k: int = Field(default=32, gt=0)
     """Active latents per token."""
@@ -130,18 +130,24 @@ class TrainSettings(Settings):
     """A latent that has not fired for this many training tokens counts as dead."""
     dead_boost: float = Field(default=0.01, ge=0)
     """Added to a dead latent's encoder bias every step, until it fires."""
-    selection: Literal["exact", "bucketed"] = "exact"
-    """How training finds the top k: ``bucketed`` is faster on GPUs and misses some (docs/benchmarks.md)."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Of the matrix products; weights are float32. auto takes bf16 on CUDA; on CPU float32, and bf16 for AuxK alone
     where the processor has instructions for it."""
-    backend: Literal["auto", "reference", "cpu", "triton"] = "auto"
-    """Which kernels; auto takes the fastest for the device."""
     buffer_tokens: int = Field(default=131_072, gt=0)
     """Rows that the reader holds and shuffles at a time."""
     log_every: int = Field(default=20, gt=0)
     """Steps between two rows of the history."""
     validate_every: int = Field(default=200, gt=0)
     """Steps between two passes over the validation documents; the best model is kept."""
-    checkpoint_every: int = Field(default=200, gt=0)
+
+
+class CheckpointSettings(Settings):
+    """How often training saves its state; it decides no result."""
+
+    every: int = Field(default=200, gt=0)
     """Steps between two checkpoints, from which an interrupted run continues."""
+
+
+def latents_of(d_hidden: DHidden, d_model: int) -> int:
+    """Return how many latents ``train.d_hidden`` means for a model of width ``d_model``."""
+    return d_hidden if isinstance(d_hidden, int) else int(d_hidden.removesuffix("x")) * d_model

@@ -1,28 +1,24 @@
 """The sparse step on CPU: no dense [tokens, d_hidden] gradient, no expanded [nnz, d] rows.
 
-This module is the autograd; the loops are in `cpu_numba` (compiled, the fast ones) or, where numba
-is missing or the dtype is not one of numpy's, in `cpu_torch`.
+This module is the autograd; the compiled loops are in `loops` and `selection`.
 """
 
 # torch leaves `Function.apply` untyped.
 # mypy: disable-error-code="no-untyped-call"
 
-import logging
 from collections.abc import Callable, Iterator
-from functools import cache, partial
-from types import ModuleType
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transcoders.kernels import selection as select
 from transcoders.kernels.columns import columns_of
-from transcoders.kernels.cpu import plain as cpu_torch
+from transcoders.kernels.cpu import loops, selection
 from transcoders.kernels.cpu.linear import linear
 from transcoders.kernels.latents import Group, SparseLatents, SquaredErrors, fixed_offsets, splits_of, truncate
-from transcoders.kernels.selection import Selected
+from transcoders.kernels.selection import Selected, groupmax, largest_of_batch, offsets_of
 
 # Bytes of pre-activations that exist at a time: enough for the matmul to run at full speed, few enough for the
 # selection to find them in cache, and for the allocator to give the same pages again.
@@ -53,7 +49,7 @@ def topk_encode(
         indices = torch.empty(len(x), sum(group.k for group in groups), dtype=torch.int64)
         values = W_enc.new_empty(indices.shape)
         for rows, pre in encoder.chunks():
-            _ops(pre).select_topk(pre, groups, indices[rows], values[rows])
+            selection.select_topk(pre, groups, indices[rows], values[rows])
             if watched is not None and seen is not None:
                 torch.index_select(pre, 1, watched, out=seen[rows])
         return fixed_offsets(indices), indices.view(-1), values.view(-1)
@@ -64,7 +60,7 @@ def topk_encode(
 def batchtopk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLatents:
     def largest(encoder: Encoder) -> Selected:
         pre = linear(*encoder)
-        return select.largest_of_batch(pre, k, partial(_ops(pre).select_above, pre))
+        return largest_of_batch(pre, k, partial(selection.select_above, pre))
 
     return _encode(x, W_enc, b_enc, largest)
 
@@ -75,18 +71,16 @@ def threshold_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: float |
 
 
 def groupmax_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLatents:
-    return _encode(x, W_enc, b_enc, lambda e: _select_rows(e, lambda pre: select.groupmax(pre, k)))
-
-
-def bucketed_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, buckets: int) -> SparseLatents:
-    def winners(encoder: Encoder) -> Selected:
-        return _select_rows(encoder, lambda pre: select.bucketed(pre, k, buckets))
-
-    return _encode(x, W_enc, b_enc, winners)
+    return _encode(x, W_enc, b_enc, lambda e: _select_rows(e, lambda pre: groupmax(pre, k)))
 
 
 def keep_largest_(pre: Tensor, k: int) -> None:
-    _ops(pre).keep_largest_(pre, k)
+    if pre.dtype in (torch.float32, torch.float64):
+        selection.keep_largest_(pre, k)
+    else:  # the compiled loops know numpy's types only; a narrow value is exact in float32
+        wide = pre.float()
+        selection.keep_largest_(wide, k)
+        pre.copy_(wide)
 
 
 def decode(latents: SparseLatents, W_dec: Tensor) -> Float[Tensor, "tokens d_out"]:
@@ -109,18 +103,18 @@ def squared_errors(latents: SparseLatents, W_dec: Tensor, target: Tensor, prefix
     return SquaredErrors(errors, residual)
 
 
-def _encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, selection: Select) -> SparseLatents:
+def _encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, select: Select) -> SparseLatents:
     """Encode with any selection; the gradient flows through the selected entries only."""
     # Few CPUs have instructions for bfloat16, and its products would be rounded: a narrow x is widened.
-    offsets, indices, values = _Encode.apply(x.to(W_enc.dtype), W_enc, b_enc, selection)
+    offsets, indices, values = _Encode.apply(x.to(W_enc.dtype), W_enc, b_enc, select)
     return SparseLatents(offsets, indices, values, len(W_enc))
 
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, selection: Select) -> Selected:
+    def forward(ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, select: Select) -> Selected:
         x = x.contiguous()
-        offsets, indices, values = selection(Encoder(x, W_enc, b_enc.contiguous()))
+        offsets, indices, values = select(Encoder(x, W_enc, b_enc.contiguous()))
         ctx.mark_non_differentiable(offsets, indices)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, W_enc, offsets, indices, values)
@@ -129,13 +123,12 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, W_enc, offsets, indices, values = ctx.saved_tensors
-        ops = _ops(x)
         splits = splits_of(offsets, indices, (len(W_enc),))
-        columns, rows = columns_of(indices, len(W_enc), ops.transpose), ops.rows(splits, len(indices))
-        grad_W, grad_b = ops.encoder_gradients(columns, rows, values, grads[2], x)
+        columns, rows = columns_of(indices, len(W_enc), loops.transpose), loops.rows(splits, len(indices))
+        grad_W, grad_b = loops.encoder_gradients(columns, rows, values, grads[2], x)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = ops.nested_sums(splits, indices, grads[2] * (values > 0), W_enc)[0]
+            grad_x = loops.nested_sums(splits, indices, grads[2] * (values > 0), W_enc)[0]
         return grad_x, grad_W, grad_b, None
 
 
@@ -151,7 +144,7 @@ class _Decode(torch.autograd.Function):
     ) -> Tensor:
         splits = splits_of(offsets, indices, prefixes)
         ctx.save_for_backward(splits, indices, values, W_dec)
-        y_hat: Tensor = _ops(W_dec).nested_sums(splits, indices, values.contiguous(), W_dec)
+        y_hat: Tensor = loops.nested_sums(splits, indices, values.contiguous(), W_dec)
         return y_hat
 
     @staticmethod
@@ -159,7 +152,7 @@ class _Decode(torch.autograd.Function):
         splits, indices, values, W_dec = ctx.saved_tensors
         grad = grads[0].contiguous()
         if len(grad) > 1:  # a latent of group g serves the prefixes g, g + 1, …
-            grad = _ops(W_dec).reverse_sums(grad, grad.new_ones(len(grad)))
+            grad = loops.reverse_sums(grad, grad.new_ones(len(grad)))
         grad_values, grad_W = _decoder_gradients(splits, indices, values, grad, W_dec)
         return None, None, grad_values, grad_W, None
 
@@ -179,7 +172,7 @@ class _SquaredErrors(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         splits = splits_of(offsets, indices, prefixes)
         entries = (splits, indices, values.contiguous(), W_dec)
-        residuals, squares = _ops(W_dec).nested_residuals(*entries, target)
+        residuals, squares = loops.nested_residuals(*entries, target)
         ctx.save_for_backward(*entries, residuals)
         residual = residuals[-1].detach()
         ctx.mark_non_differentiable(residual)
@@ -190,7 +183,7 @@ class _SquaredErrors(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         splits, indices, values, W_dec, residuals = ctx.saved_tensors
         weights = grads[0] * (-2 / residuals[0].numel())
-        grad = _ops(W_dec).reverse_sums(residuals, weights)
+        grad = loops.reverse_sums(residuals, weights)
         grad_values, grad_W = _decoder_gradients(splits, indices, values, grad, W_dec)
         grad_target = -grad[0] if ctx.needs_input_grad[4] else None
         return None, None, grad_values, grad_W, grad_target, None
@@ -200,9 +193,8 @@ def _decoder_gradients(
     splits: Tensor, indices: Tensor, values: Tensor, grad: Tensor, W_dec: Tensor
 ) -> tuple[Tensor, Tensor]:
     """From the gradient of each group's reconstruction `[groups, tokens, d_out]`."""
-    ops = _ops(W_dec)
-    columns, rows = columns_of(indices, len(W_dec), ops.transpose), ops.rows(splits, len(indices))
-    gradients: tuple[Tensor, Tensor] = ops.decoder_gradients(
+    columns, rows = columns_of(indices, len(W_dec), loops.transpose), loops.rows(splits, len(indices))
+    gradients: tuple[Tensor, Tensor] = loops.decoder_gradients(
         columns, rows, values.contiguous(), grad.flatten(0, 1), W_dec
     )
     return gradients
@@ -210,9 +202,9 @@ def _decoder_gradients(
 
 def _select_above(encoder: Encoder, least: Tensor) -> Selected:
     """Entries above `least [d_hidden]`, itself at least 0."""
-    parts = [_ops(pre).select_above(pre, least) for _, pre in encoder.chunks()]
+    parts = [selection.select_above(pre, least) for _, pre in encoder.chunks()]
     counts, indices, values = (torch.cat(part) for part in zip(*parts, strict=True))
-    return select.offsets_of(counts), indices, values
+    return offsets_of(counts), indices, values
 
 
 def _select_rows(encoder: Encoder, select_rows: Callable[[Tensor], Selected]) -> Selected:
@@ -221,27 +213,3 @@ def _select_rows(encoder: Encoder, select_rows: Callable[[Tensor], Selected]) ->
     indices, values = (torch.cat([part[i] for part in parts]) for i in (1, 2))
     k = len(indices) // max(1, len(encoder.x))
     return torch.arange(0, len(indices) + 1, k), indices, values
-
-
-def compiled(tensor: Tensor) -> ModuleType | None:
-    """The compiled loops, where they can work on this tensor."""
-    fits = tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
-    return _numba_ops() if fits else None
-
-
-def _ops(tensor: Tensor) -> ModuleType:
-    return compiled(tensor) or cpu_torch
-
-
-@cache
-def _numba_ops() -> ModuleType | None:
-    try:
-        from transcoders.kernels.cpu import loops as cpu_numba
-    except ModuleNotFoundError as error:
-        if error.name != "numba":
-            raise
-        logging.getLogger(__name__).warning(
-            "numba is not installed: the kernels run in torch operations, which are slower"
-        )
-        return None
-    return cpu_numba

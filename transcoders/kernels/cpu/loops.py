@@ -1,4 +1,4 @@
-"""The loops of the CPU step, compiled: what each function does is said in `cpu_torch`.
+"""The loops of the CPU step, compiled.
 
 Every output row is computed by one thread, in one order, so results are the same bit for bit
 whatever the number of threads. The first call in a process loads (ever: compiles) the machine code.
@@ -15,7 +15,6 @@ from transcoders.core.buffers import empty
 from transcoders.kernels.columns import Columns
 from transcoders.kernels.cpu.parallel import jit, part, run
 from transcoders.kernels.cpu.parallel import shares as share_count
-from transcoders.kernels.cpu.selection import keep_largest_, select_above, select_topk  # noqa: F401 — of the loops
 
 
 def transpose(indices: Tensor, d_hidden: int) -> Columns:

@@ -1,4 +1,4 @@
-"""Selection on CPU, compiled: what each function does is said in `cpu_torch`."""
+"""Selection on CPU, compiled."""
 
 # numba infers the types of what it compiles.
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"

@@ -51,10 +51,6 @@ def groupmax_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLa
     return _encode(x, W_enc, b_enc, "groupmax", k)
 
 
-def bucketed_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, buckets: int) -> SparseLatents:
-    return _encode(x, W_enc, b_enc, f"bucketed:{buckets}", k)
-
-
 def keep_largest_(pre: Tensor, k: int) -> None:
     _check(pre)
     tokens, latents = pre.shape
@@ -95,7 +91,7 @@ def _check(tensor: Tensor) -> None:
     if not (tensor.is_cuda or _INTERPRETED):
         raise ValueError(
             f"backend 'triton' got tensors on {tensor.device}: move them to cuda, use "
-            "backend='auto', or set TRITON_INTERPRET=1 to interpret the kernels (slowly)"
+            "the kernels of their device, or set TRITON_INTERPRET=1 to interpret these (slowly)"
         )
 
 
@@ -109,9 +105,7 @@ def _select(x: Tensor, W: Tensor, b: Tensor, how: str, k: int, least: Tensor | N
         return select.offsets_of(counts), indices, values
     if how == "batchtopk":
         return select.largest_of_batch(products, k, partial(_above, products, b), b)
-    if how == "groupmax":
-        return select.groupmax(products.add_(b), k)
-    return select.bucketed(products.add_(b), k, int(how.removeprefix("bucketed:")))
+    return select.groupmax(products.add_(b), k)
 
 
 @_select.register_fake
@@ -245,9 +239,20 @@ def _gather(splits: Tensor, indices: Tensor, values: Tensor, W: Tensor, target: 
     squares = out.new_empty(grid[1], groups, tokens)
     if tokens:
         triton_kernels.nested_sums[grid](
-            splits, indices, values.contiguous(), W.contiguous(), target, out, squares, tokens, d, groups,
-            target is not None, 4, D,
-        )  # fmt: skip
+            splits,
+            indices,
+            values.contiguous(),
+            W.contiguous(),
+            target,
+            out,
+            squares,
+            tokens,
+            d,
+            groups,
+            target is not None,
+            4,
+            D,
+        )
     return out, squares
 
 
@@ -304,10 +309,22 @@ def _column_sums(
     totals = x.new_empty(d_hidden, dtype=torch.float32)
     dots = totals.new_empty(grid[1], len(indices))
     triton_kernels.column_sums[grid](
-        schedule, columns.offsets, columns.order, select.rows_of(splits, len(indices)), values.contiguous(),
-        x.contiguous(), None if W is None else W.contiguous(), sums, totals, dots, d, len(indices),
-        W is not None, 8, D,
-    )  # fmt: skip
+        schedule,
+        columns.offsets,
+        columns.order,
+        select.rows_of(splits, len(indices)),
+        values.contiguous(),
+        x.contiguous(),
+        None if W is None else W.contiguous(),
+        sums,
+        totals,
+        dots,
+        d,
+        len(indices),
+        W is not None,
+        8,
+        D,
+    )
     return sums, totals, dots
 
 

@@ -1,4 +1,4 @@
-"""The Triton programs. `cuda` launches them; `cpu_torch` says in torch what each computes.
+"""The Triton programs. `backend` launches them; the reference says what they come to.
 
 No program uses atomics, so results are the same bit for bit from run to run. Sums are in float32.
 """
@@ -41,10 +41,52 @@ def _emit(ids, v, keep, place, out, indices, values):
 
 
 @triton.jit
+def _select_from_row(products, b_enc, indices, values, row, out, d_hidden, begin, stop, k, TILE: tl.constexpr):
+    """The k largest of the whole row, bit by bit: for rows in which too many reach the bound."""
+    lane = tl.arange(0, TILE)
+    kth = tl.full([], 0, tl.uint32)
+    above_count = 0  # how many exceed it
+    for bit in range(32):
+        larger = kth | (tl.full([], 1, tl.uint32) << (31 - bit))
+        count = 0
+        for start in range(begin, stop, TILE):
+            ids = start + lane
+            hit = (_key(_pre(products, b_enc, row, ids, stop, d_hidden)) >= larger) & (ids < stop)
+            count += tl.sum(hit.to(tl.int32), 0)
+        kth = tl.where(count >= k, larger, kth)
+        above_count = tl.where(count >= k, above_count, count)
+    ties = k - above_count
+    written = 0
+    seen = 0
+    for start in range(begin, stop, TILE):
+        ids = start + lane
+        v = _pre(products, b_enc, row, ids, stop, d_hidden)
+        keys = _key(v)
+        equal = (keys == kth) & (ids < stop)
+        keep = (keys > kth) & (ids < stop)
+        keep = keep | (equal & (seen + tl.cumsum(equal.to(tl.int32), 0) <= ties))
+        place = written + tl.cumsum(keep.to(tl.int32), 0) - 1
+        _emit(ids, v, keep, place, out, indices, values)
+        written += tl.sum(keep.to(tl.int32), 0)
+        seen += tl.sum(equal.to(tl.int32), 0)
+
+
+@triton.jit
 def select_topk(
-    products, b_enc, indices, values, found_ids, d_hidden, begin, stop, k, first, k_all,
-    TILE: tl.constexpr, CAP: tl.constexpr,
-):  # fmt: skip
+    products,
+    b_enc,
+    indices,
+    values,
+    found_ids,
+    d_hidden,
+    begin,
+    stop,
+    k,
+    first,
+    k_all,
+    TILE: tl.constexpr,
+    CAP: tl.constexpr,
+):
     """Latents begin..stop of one row: maxima of strided blocks → a bound that k blocks reach → the few above it.
 
     The k found go to places first.. of the row's k_all. When more than CAP reach the bound (many equal
@@ -77,31 +119,8 @@ def select_topk(
         keep = above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= ties))
         _emit(ids, v, keep, tl.cumsum(keep.to(tl.int32), 0) - 1, row * k_all + first, indices, values)
     else:
-        kth = tl.full([], 0, tl.uint32)
-        above_count = 0  # how many exceed it
-        for bit in range(32):
-            larger = kth | (tl.full([], 1, tl.uint32) << (31 - bit))
-            count = 0
-            for start in range(begin, stop, TILE):
-                ids = start + lane
-                hit = (_key(_pre(products, b_enc, row, ids, stop, d_hidden)) >= larger) & (ids < stop)
-                count += tl.sum(hit.to(tl.int32), 0)
-            kth = tl.where(count >= k, larger, kth)
-            above_count = tl.where(count >= k, above_count, count)
-        ties = k - above_count
-        written = 0
-        seen = 0
-        for start in range(begin, stop, TILE):
-            ids = start + lane
-            v = _pre(products, b_enc, row, ids, stop, d_hidden)
-            keys = _key(v)
-            equal = (keys == kth) & (ids < stop)
-            keep = (keys > kth) & (ids < stop)
-            keep = keep | (equal & (seen + tl.cumsum(equal.to(tl.int32), 0) <= ties))
-            place = written + tl.cumsum(keep.to(tl.int32), 0) - 1
-            _emit(ids, v, keep, place, row * k_all + first, indices, values)
-            written += tl.sum(keep.to(tl.int32), 0)
-            seen += tl.sum(equal.to(tl.int32), 0)
+        out = row * k_all + first
+        _select_from_row(products, b_enc, indices, values, row, out, d_hidden, begin, stop, k, TILE)
 
 
 @triton.jit
@@ -148,9 +167,20 @@ def keep_largest(pre, latents, k, TILE: tl.constexpr):
 
 @triton.jit
 def nested_sums(
-    splits, indices, values, W, target, out, squares, tokens, d,
-    GROUPS: tl.constexpr, RESIDUAL: tl.constexpr, STEP: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip
+    splits,
+    indices,
+    values,
+    W,
+    target,
+    out,
+    squares,
+    tokens,
+    d,
+    GROUPS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    STEP: tl.constexpr,
+    D: tl.constexpr,
+):
     """out[g, t]: rows of W times values, gathered and summed over groups 0..g of token t.
 
     With RESIDUAL it is the target less that, and squares[block, g, t] the sum of its squares in a block of columns.
@@ -190,9 +220,22 @@ def reverse_sums(residuals, weights, out, numel, GROUPS: tl.constexpr, TILE: tl.
 
 @triton.jit
 def column_sums(
-    schedule, offsets, order, rows, values, x, W, sums, totals, dots, d, nnz,
-    DOTS: tl.constexpr, STEP: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip
+    schedule,
+    offsets,
+    order,
+    rows,
+    values,
+    x,
+    W,
+    sums,
+    totals,
+    dots,
+    d,
+    nnz,
+    DOTS: tl.constexpr,
+    STEP: tl.constexpr,
+    D: tl.constexpr,
+):
     """sums[latent] = Σ values · x[rows] over a latent's entries, and totals[latent] = Σ values.
 
     With DOTS instead of totals: dots[block, n] = x[rows] · W[latent] over a block of columns, for the n-th of the

@@ -48,9 +48,20 @@ def _launch(program, parameter: Tensor, *arguments, unit_rows: bool) -> None:
 
 @triton.jit
 def _adam(
-    parameter, grad, exp_avg, exp_avg_sq, beta1, beta2, rate, correction, eps, scale, d,
-    UNIT_ROWS: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip
+    parameter,
+    grad,
+    exp_avg,
+    exp_avg_sq,
+    beta1,
+    beta2,
+    rate,
+    correction,
+    eps,
+    scale,
+    d,
+    UNIT_ROWS: tl.constexpr,
+    D: tl.constexpr,
+):
     lane = tl.arange(0, D)
     inside = lane < d
     at = tl.program_id(0).to(tl.int64) * d + lane

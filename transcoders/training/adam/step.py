@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transcoders.kernels.cpu.backend import compiled
+from transcoders.training.adam import cpu
 
 
 def adam_step_(
@@ -64,15 +64,13 @@ def projected_square_norm(
 
 
 def _fused(parameter: Tensor) -> ModuleType | None:
-    """The module that does it in one pass; on CUDA biases, which are small, and odd types go without."""
+    """Return the module that does it in one pass; on CUDA biases, which are small, and odd types go without."""
     if not parameter.is_contiguous():
         return None
-    if compiled(parameter) is not None:
-        from transcoders.training.adam import cpu as adam_numba
-
-        return adam_numba
+    if parameter.device.type == "cpu" and parameter.dtype in (torch.float32, torch.float64):
+        return cpu
     if parameter.is_cuda and parameter.ndim == 2 and parameter.dtype == torch.float32 and find_spec("triton"):
-        from transcoders.training.adam import cuda as adam_triton
+        from transcoders.training.adam import cuda
 
-        return adam_triton if parameter.shape[1] <= adam_triton.WIDEST else None
+        return cuda if parameter.shape[1] <= cuda.WIDEST else None
     return None

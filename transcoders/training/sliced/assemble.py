@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from transcoders.core.files import replacing
-from transcoders.dictionary.transcoder import PER_LATENT, WEIGHTS, write_config
+from transcoders.dictionary.config import PER_LATENT
+from transcoders.dictionary.transcoder import WEIGHTS, write_config
 from transcoders.distributed.ranks import Team
 from transcoders.training.sliced.transcoder import SlicedTranscoder, slices
 

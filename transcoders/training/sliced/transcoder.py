@@ -11,10 +11,12 @@ from torch import Tensor
 
 from transcoders import kernels
 from transcoders.core.errors import UserError
-from transcoders.dictionary.transcoder import Transcoder, TranscoderConfig, config_of_part
+from transcoders.dictionary.config import TranscoderConfig
+from transcoders.dictionary.encoders import ENCODERS, GroupMax
+from transcoders.dictionary.transcoder import Transcoder
 from transcoders.distributed.ranks import Team
-from transcoders.kernels import Backend, SparseLatents
-from transcoders.training.sliced.selection import largest_of_all
+from transcoders.kernels import SparseLatents
+from transcoders.training.selection import largest_of_all
 
 
 class SlicedTranscoder(Transcoder):
@@ -30,8 +32,9 @@ class SlicedTranscoder(Transcoder):
             UserError: a slice would have too few latents.
         """
         shares = [stop - start for start, stop in slices(whole, team.rank, team.size)]
+        undivided = isinstance(ENCODERS[whole.encoder], GroupMax)  # its sets of latents cannot be cut
         for g in whole.groups:
-            if (g.stop - g.start) // team.size < g.k or (whole.encoder == "groupmax" and g.k % team.size):
+            if (g.stop - g.start) // team.size < g.k or (undivided and g.k % team.size):
                 raise UserError(
                     f"distributed.latents: {team.size} slices of latents {g.start} to {g.stop} are too small for "
                     f"their k = {g.k} ({whole.encoder}); take fewer slices"
@@ -43,45 +46,42 @@ class SlicedTranscoder(Transcoder):
         self.whole, self.team = whole, team
 
     def own(self, rows: Tensor) -> Tensor:
-        """Of a row for each latent of the whole, this rank's."""
+        """Return, of a row for each latent of the whole, this rank's."""
         return torch.cat([rows[start:stop] for start, stop in slices(self.whole, self.team.rank, self.team.size)])
 
     def below(self, prefix: int) -> int:
-        """How many of the first ``prefix`` latents are this rank's."""
+        """Count those of the first ``prefix`` latents that are this rank's."""
         own = slices(self.whole, self.team.rank, self.team.size)
         return sum(max(0, min(stop, prefix) - start) for start, stop in own)
 
-    def chosen(self, x: Tensor, backend: Backend = "auto", watched: Tensor | None = None) -> SparseLatents:
-        """Latents of encoders that choose k of each group, counted from this rank's first."""
-        if self.config.encoder == "groupmax":  # each rank has all rivals of a winner
-            size = self.team.size
-            own = [kernels.groupmax_encode(x, W, b, k // size, backend) for W, b, k in self.encoders()]
-            return kernels.concatenate(own)
-        return super().chosen(x, backend, watched)
+    def winners(self, x: Tensor) -> SparseLatents:
+        """Return the winners of this rank's sets of latents: it has all rivals of each."""
+        size = self.team.size
+        return kernels.concatenate([kernels.groupmax_encode(x, W, b, k // size) for W, b, k in self.group_weights()])
 
-    def largest(self, x: Tensor, backend: Backend = "auto", watched: Tensor | None = None) -> SparseLatents:
-        """This rank's of the k largest latents of each group on each token; it watches none."""
-        own = [(kernels.topk_encode(x, W, b, k, backend), k) for W, b, k in self.encoders()]
-        return kernels.concatenate([largest_of_all(latents, k, self.team) for latents, k in own])
+    def largest(self, x: Tensor, watched: Tensor | None = None) -> SparseLatents:
+        """Return this rank's of the k largest latents of each group on each token; it watches none."""
+        candidates = [(kernels.topk_encode(x, W, b, k), k) for W, b, k in self.group_weights()]
+        return kernels.concatenate([largest_of_all(latents, k, self.team) for latents, k in candidates])
 
-    def decode_latents(self, latents: SparseLatents, backend: Backend = "auto") -> Tensor:
-        """``z W_dec`` of all ranks."""
-        return self.team.summed(super().decode_latents(latents, backend))
+    def decode_latents(self, latents: SparseLatents) -> Tensor:
+        """Return ``z W_dec`` of all ranks."""
+        return self.team.summed(super().decode_latents(latents))
 
     def _empty(self, start: int, stop: int) -> "SlicedTranscoder":
         local, whole = ((0, *(c.prefixes or (c.d_hidden,))) for c in (self.config, self.whole))
         if start not in local or stop not in local:
             raise ValueError(f"latents {start} to {stop}: a slice divides only at {local[1:]}")
-        part = config_of_part(self.whole, whole[local.index(start)], whole[local.index(stop)])
+        part = self.whole.of_part(whole[local.index(start)], whole[local.index(stop)])
         return SlicedTranscoder(part, self.team)
 
     def save(self, folder: Path | str) -> None:
-        """Not for a slice: ``assemble.save_whole`` writes the whole."""
+        """Refuse: ``assemble.save_whole`` writes the whole."""
         raise NotImplementedError(f"{folder}: a slice of a transcoder is not saved by itself")
 
 
 def slices(whole: TranscoderConfig, rank: int, size: int) -> list[tuple[int, int]]:
-    """Which latents [start, stop) of each group ``rank`` holds, in order."""
+    """Return which latents [start, stop) of each group ``rank`` holds, in order."""
     return [
         (g.start + (g.stop - g.start) * rank // size, g.start + (g.stop - g.start) * (rank + 1) // size)
         for g in whole.groups

@@ -1,0 +1,92 @@
+"""The house: what dvc.yaml says of a stage is what its script does, and rooms stay small enough to live in."""
+
+import ast
+import re
+import subprocess
+from importlib import import_module
+from pathlib import Path
+
+import grimp
+import pytest
+from ruamel.yaml import YAML
+
+from stages.common.code import code_deps, code_of, files_of
+from stages.common.params import StageParams
+
+ROOT = Path(__file__).parents[1]
+STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+DECIDE_NO_RESULT = {"distributed", "checkpoints"}
+
+
+@pytest.fixture(scope="module")
+def imports() -> grimp.ImportGraph:
+    return grimp.build_graph("stages", "transcoders", cache_dir=None)
+
+
+def module_of(stage: str) -> str:
+    return STAGES[stage]["cmd"].split()[2]
+
+
+def room_of(module: str) -> str:
+    """The dep of dvc.yaml that holds a module: a script, or one of the folders below stages/ and transcoders/."""
+    parts = module.split(".")
+    folder = "/".join(parts[:2])
+    return folder if (ROOT / folder).is_dir() else f"{folder}.py"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_lists_the_rooms_that_its_script_imports_and_no_other(stage, imports):
+    script = module_of(stage)
+    modules = {script} | imports.find_upstream_modules(script)
+    assert {room_of(module) for module in modules if "." in module} == set(code_deps(stage, ROOT))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_lists_the_parameters_that_its_script_reads(stage, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    params = import_module(module_of(stage)).Params
+    assert issubclass(params, StageParams)
+    read = {key for name, key in params.keys(variant="${item.variant}").items() if name not in DECIDE_NO_RESULT}
+    assert read == set(STAGES[stage]["params"])
+
+
+def test_editing_a_figure_changes_the_code_of_what_draws_alone(tmp_path):
+    copied = tmp_path / "house"
+    for file in [Path("dvc.yaml"), *files_of(["stages", "transcoders"], ROOT)]:
+        (copied / file).parent.mkdir(parents=True, exist_ok=True)
+        (copied / file).write_bytes((ROOT / file).read_bytes())
+    before = {stage: code_of(stage, copied) for stage in STAGES}
+    with (copied / "transcoders/figures/runs.py").open("a") as file:
+        file.write("# an edit\n")
+    assert {stage for stage in STAGES if code_of(stage, copied) != before[stage]} == {"plot", "circuits"}
+    (copied / "transcoders/kernels/__pycache__").mkdir()
+    (copied / "transcoders/kernels/__pycache__/new.pyc").write_bytes(b"compiled")
+    assert code_of("train", copied) == before["train"]
+    kernels = sorted((copied / "transcoders/kernels").rglob("*.py"))
+    assert len(kernels) > 10
+    for kernel in kernels:  # also those that are imported late
+        kernel.write_text(kernel.read_text() + "# an edit\n")
+        assert code_of("train", copied) != before["train"]
+        kernel.write_text(kernel.read_text().removesuffix("# an edit\n"))
+
+
+@pytest.mark.parametrize("file", sorted([*ROOT.glob("stages/**/*.py"), *ROOT.glob("transcoders/**/*.py")]), ids=str)
+def test_no_function_is_over_60_lines_and_no_class_over_200(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        limit = {ast.FunctionDef: 60, ast.AsyncFunctionDef: 60, ast.ClassDef: 200}.get(type(node))
+        if limit:
+            assert node.end_lineno - node.lineno < limit, node.name
+
+
+def test_scripts_and_the_pipeline_can_be_read_at_one_sitting():
+    scripts = {file: len(file.read_text().splitlines()) for file in ROOT.glob("stages/**/*.py")}
+    assert max(scripts.values()) <= 130, scripts
+    assert sum(scripts.values()) <= 1400, scripts
+    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 420
+    code = [file.read_text() for file in [*scripts, *ROOT.glob("transcoders/**/*.py")]]
+    assert not [text for text in code if re.search(r"#\s*fmt: (skip|off)", text)]
+
+
+def test_the_laws_of_the_house_hold():
+    done = subprocess.run(["lint-imports", "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,95 @@
+"""Where the latents of a dictionary lie, as training sees it: here all of them, or (``sliced``) a slice of each group.
+
+The objective, the optimiser and checkpoints ask this one object for what needs all latents.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import save_file
+from torch import Tensor
+
+from transcoders import kernels
+from transcoders.core.files import replacing
+from transcoders.dictionary.config import TranscoderConfig
+from transcoders.dictionary.transcoder import Transcoder
+from transcoders.kernels import SparseLatents, SquaredErrors
+
+Owners = Mapping[str, Transcoder]
+"""Name of a tensor -> the model, or the part of one, whose latents its rows are if it has a row for each."""
+
+
+class Sharing:
+    """All latents lie here: nothing needs to be asked of other processes."""
+
+    processes = 1
+
+    def model(self, config: TranscoderConfig) -> Transcoder:
+        """Make the transcoder of ``config``, as far as it lies here, with zero weights."""
+        return Transcoder(config)
+
+    def config(self, model: Transcoder) -> TranscoderConfig:
+        """Return the config of all latents together, ``model`` being what lies here of them."""
+        return model.config
+
+    def rows(self, model: Transcoder, rows: Tensor) -> Tensor:
+        """Return, of a row for each of all latents, those of ``model``'s."""
+        return rows
+
+    def summed(self, value: Tensor) -> Tensor:
+        """Return the sum over the slices, through which gradients pass."""
+        return value
+
+    def sum_(self, value: Tensor) -> Tensor:
+        """Replace ``value`` by its sum over the slices."""
+        return value
+
+    def min_(self, value: Tensor) -> Tensor:
+        """Replace ``value`` by its least over the slices."""
+        return value
+
+    def total(self, number: int, device: torch.device) -> int:
+        """Return the sum of a number over the slices."""
+        return number
+
+    def squared_errors(
+        self, model: Transcoder, latents: SparseLatents, target: Tensor, sizes: tuple[int, ...]
+    ) -> SquaredErrors:
+        """Return the mean squared error of each prefix's reconstruction, ``sizes`` being of all latents."""
+        return kernels.squared_errors(latents, model.W_dec, target, sizes)
+
+    def auxk(
+        self,
+        model: Transcoder,
+        x: Float[Tensor, "tokens d_in"],
+        residual: Float[Tensor, "tokens d_out"],
+        dead: Int[Tensor, "dead"],
+        variance: Float[Tensor, ""],
+        watched: Float[Tensor, "tokens dead"] | None,
+    ) -> Float[Tensor, ""]:
+        """Return AuxK of the ``dead`` latents; ``watched`` are their pre-activations where these are known."""
+        k_aux = min(model.config.d_out // 2, len(dead))
+        weights = (model.W_enc, model.b_enc, model.W_dec)
+        return kernels.auxk(x, residual, *weights, dead, k_aux, variance=variance, watched=watched)
+
+    def decoder_rows(self, model: Transcoder, latents: Int[Tensor, "rows"]) -> Float[Tensor, "rows d_out"]:
+        """Return the decoder's rows of ``latents``, numbered over all slices."""
+        return model.W_dec[latents]
+
+    def save_model(self, model: Transcoder, folder: Path) -> None:
+        """Write the transcoder of all latents into ``folder``."""
+        model.save(folder)
+
+    def save(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], owners: Owners) -> None:
+        """Write named ``tensors`` of all latents to ``path``, whole or not at all."""
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+
+    def here(self, name: str, tensor: Tensor, owner: Transcoder) -> Tensor:
+        """Return what lies here of the tensor ``name`` that ``save`` wrote."""
+        return tensor
+
+
+HERE = Sharing()

@@ -1,0 +1,51 @@
+"""How far a run is, and what it has counted on the way."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from transcoders.training.phases import PhasePlan
+from transcoders.training.step import SUMMED, Report
+
+Values = dict[str, Tensor | int | float]
+
+
+class State:
+    """The number of steps taken, when each latent fired last, and sums of the losses since the last row of history."""
+
+    def __init__(self, d_hidden: int, tokens_per_step: int, device: torch.device) -> None:
+        """Begin at step 0 with ``d_hidden`` latents, none of which has been silent yet."""
+        self.step = 0
+        self.since_fired: Int[Tensor, d_hidden] = torch.zeros(d_hidden, dtype=torch.long, device=device)
+        """Training tokens since a latent fired."""
+        self.sums = torch.zeros(len(SUMMED), dtype=torch.float64, device=device)
+        self.seconds = self.seconds_waited = 0.0
+        """Of training, interruptions not counted; of these, waiting for data."""
+        self._tokens_per_step = tokens_per_step
+
+    def dead(self, plan: PhasePlan, after_tokens: int) -> Int[Tensor, "dead"]:
+        """Return the latents, counted from the first that ``plan`` trains, that have been silent for longer."""
+        return (self.since_fired[plan.trained] > after_tokens).nonzero().flatten()
+
+    @torch.no_grad()
+    def count(self, report: Report, plan: PhasePlan) -> None:
+        """Take in what a step saw."""
+        self.step += 1
+        self.since_fired += self._tokens_per_step
+        self.since_fired[plan.trained].masked_fill_(report.fired, 0)
+        self.sums += torch.stack([value.double() for value in report.summed()])
+
+    def state_dict(self) -> Values:
+        """Return everything."""
+        return {
+            "step": self.step,
+            "since_fired": self.since_fired,
+            "sums": self.sums,
+            "seconds": self.seconds,
+            "seconds_waited": self.seconds_waited,
+        }
+
+    def load_state_dict(self, state: Values) -> None:
+        """Take over what ``state_dict`` gave."""
+        for name in self.state_dict():
+            setattr(self, name, state[name])
