@@ -70,6 +70,26 @@ def test_editing_a_figure_changes_the_code_of_what_draws_alone(tmp_path):
         kernel.write_text(kernel.read_text().removesuffix("# an edit\n"))
 
 
+@pytest.mark.parametrize(
+    ("stage", "dep"),
+    [
+        ("model", "inputs/model"),
+        ("collect", "inputs/text"),
+        ("official", "inputs/transcoders"),
+        ("circuits", "inputs/prompts"),
+        ("circuits", "data/features"),
+    ],
+)
+def test_what_decides_a_result_is_a_dep(stage, dep):
+    assert dep in STAGES[stage]["deps"]
+    assert dep.startswith("data/") or (ROOT / dep).is_dir()
+
+
+def test_a_page_is_made_anew_when_its_script_or_style_changes():
+    files = {str(path) for path in files_of(code_deps("features", ROOT), ROOT)}
+    assert {f"transcoders/features/page/{name}" for name in ("page.js", "page.css", "index.html")} <= files
+
+
 @pytest.mark.parametrize("file", sorted([*ROOT.glob("stages/**/*.py"), *ROOT.glob("transcoders/**/*.py")]), ids=str)
 def test_no_function_is_over_60_lines_and_no_class_over_200(file):
     for node in ast.walk(ast.parse(file.read_text())):

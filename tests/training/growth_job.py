@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import torch
 from training_support import CPU, trainer
 
 from transcoders.activations.store import Store
@@ -20,13 +21,26 @@ LEAKS = {
 }
 
 
+def tensor_bytes():
+    """Count the bytes that tensors hold: what training keeps, whatever the allocator makes of it."""
+    storages = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor) and thing.layout == torch.strided:
+            storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
 def watch(store, folder, steps, leak, kept):
-    """Train with reader, validation and checkpoints; after a warm-up, bytes a step, and the spread of the rest."""
+    """Train with reader, validation and checkpoints.
+
+    Return, after a warm-up, bytes a step (of tensors, of the process), and the spread of files and threads.
+    """
     process, seen = psutil.Process(), []
 
     def look(history):
         gc.collect()
-        seen.append((history.rows[-1]["step"], process.memory_info().rss, process.num_fds(), process.num_threads()))
+        step, rss = history.rows[-1]["step"], process.memory_info().rss
+        seen.append((step, tensor_bytes(), rss, process.num_fds(), process.num_threads()))
 
     def leaking(self, phase, batch, number, dead):
         LEAKS[leak](kept, batch)
@@ -36,7 +50,8 @@ def watch(store, folder, steps, leak, kept):
     trainer(store, folder / leak, device=CPU, epochs=steps // 30, log_every=15, validate_every=15).train(look)
     warm = np.array(seen[len(seen) // 3 :], dtype=np.float64)
     spread = np.ptp(warm, axis=0)
-    return {"bytes": np.polyfit(warm[:, 0], warm[:, 1], 1)[0], "files": spread[2], "threads": spread[3]}
+    held, resident = (np.polyfit(warm[:, 0], warm[:, column], 1)[0] for column in (1, 2))
+    return {"held": held, "resident": resident, "files": spread[3], "threads": spread[4]}
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ import pytest
 from transcoders.activations.store import Store
 
 HERE = Path(__file__).parent
-MOST = {450: 16_000, 20_000: 1000}
-"""Steps, and the bytes that one may add after the warm-up: 100 MB in 4 hours of the delivered run (100 000 steps).
-In a short run the allocator's own moods are larger, yet less than a batch, which is 25 600 bytes."""
+MOST_HELD = 1000
+"""Bytes of tensors that a step may add after the warm-up; a batch has 25 600."""
+MOST_RESIDENT = 1000
+"""The same of the process, in a run so long that the allocator's moods and other work on the machine even out."""
 
 
 @pytest.mark.parametrize("steps", [450, pytest.param(20_000, marks=pytest.mark.slow)])
@@ -25,8 +26,9 @@ def test_training_does_not_grow_and_a_leak_would_be_seen(planted: Store, tmp_pat
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
-    assert found["none"]["bytes"] < MOST[steps], found
+    assert abs(found["none"]["held"]) < MOST_HELD, found
+    assert steps < 20_000 or found["none"]["resident"] < MOST_RESIDENT, found
     assert found["none"]["files"] <= 1, "a checkpoint or a shard may be open just then"
     assert found["none"]["threads"] <= 2, "the reader's may be at a load just then"
-    assert found["memory"]["bytes"] > MOST[450], found
+    assert found["memory"]["held"] > 25 * MOST_HELD, found
     assert found["files"]["files"] > 50
