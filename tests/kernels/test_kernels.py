@@ -112,6 +112,23 @@ def test_ties_go_to_the_lower_id(backend: str) -> None:
     assert encode("topk", w, 3, backend).indices.tolist() == [0, 1, 500] * 2
 
 
+@pytest.mark.parametrize("equal", [0, 100, 320, 2**17])
+def test_selection_searches_the_row_where_too_many_values_reach_the_bound(equal: int) -> None:
+    """Programs keep what reaches a bound in a buffer of fixed size; equal values in few or in all blocks overflow it."""
+    d_hidden, k, block = 2**17, 4, 2048
+    w = Weights(tokens=2, d=3, d_hidden=d_hidden, seed=21, backend="triton")
+    ids = torch.arange(d_hidden)
+    strided = ids.view(-1, block).T.flatten()[:equal]  # the first latents of as few blocks as hold them
+    with torch.no_grad():
+        w.W_enc.zero_(), w.b_enc.copy_(-1 - ids / d_hidden), w.b_enc[strided].fill_(1.0), w.b_enc[5].fill_(2.0)
+        w.b_enc[-2:].fill_(1.5)
+    ours, expected = (encode("topk", w, k, backend) for backend in ("triton", "reference"))
+    first_equal = min(set(strided.tolist()) - {5}, default=None)
+    assert torch.equal(ours.dense(), expected.dense())
+    if first_equal is not None:
+        assert ours.indices.tolist() == sorted({5, first_equal, d_hidden - 2, d_hidden - 1}) * 2
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_nan_does_not_break_the_selection(backend: str) -> None:
     w = Weights(tokens=2, d=3, d_hidden=100, seed=8, backend=backend)

@@ -339,10 +339,12 @@ def _select_topk(products: Tensor, b: Tensor, groups: list[int], indices: Tensor
     for begin, stop, k in zip(groups[::3], groups[1::3], groups[2::3], strict=True):
         # At least 2k blocks, so that the bound is tight; and never so many that they leave registers.
         tile = max(_power_of_2(2 * k), min(_TILE, _power_of_2(-(-(stop - begin) // 16))))
-        cap = max(256, _power_of_2(2 * k))
-        found = torch.empty(tokens, cap, dtype=torch.int32, device=products.device)
+        lanes = _power_of_2(2 * k)
+        cap = max(256, lanes)
+        chunk = max(lanes, _TILE)
+        scratch = torch.empty(tokens, lanes + cap, dtype=torch.int32, device=products.device)
         triton_kernels.select_topk[(tokens,)](
-            products, b, indices, values, found, d_hidden, begin, stop, k, first, k_all, tile, cap
+            products, b, indices, values, scratch, d_hidden, begin, stop, k, first, k_all, tile, lanes, cap, chunk
         )
         first += k
 
