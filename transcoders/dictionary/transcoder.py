@@ -68,9 +68,9 @@ class Transcoder(nn.Module):
         """Return the latents of normalised inputs, a token's not depending on the other tokens."""
         return self.encoder.encode(self, x)
 
-    def largest(self, x: Float[Tensor, "tokens d_in"], watched: Int[Tensor, "watched"] | None = None) -> SparseLatents:
-        """Return the k largest latents of each group on each token, with the pre-activations of ``watched`` ones."""
-        return kernels.topk_encode(x, _wide(self.W_enc), _wide(self.b_enc), self.config.groups, watched=watched)
+    def largest(self, x: Float[Tensor, "tokens d_in"]) -> SparseLatents:
+        """Return the k largest latents of each group on each token."""
+        return kernels.topk_encode(x, _wide(self.W_enc), _wide(self.b_enc), self.config.groups)
 
     def winners(self, x: Float[Tensor, "tokens d_in"]) -> SparseLatents:
         """Return, of each group's k sets of neighbouring latents, the winners on each token."""

@@ -67,12 +67,11 @@ class Sharing:
         residual: Float[Tensor, "tokens d_out"],
         dead: Int[Tensor, "dead"],
         variance: Float[Tensor, ""],
-        watched: Float[Tensor, "tokens dead"] | None,
     ) -> Float[Tensor, ""]:
-        """Return AuxK of the ``dead`` latents; ``watched`` are their pre-activations where these are known."""
+        """Return AuxK of the ``dead`` latents, ``variance`` being that of the whole batch's residual."""
         k_aux = min(model.config.d_out // 2, len(dead))
         weights = (model.W_enc, model.b_enc, model.W_dec)
-        return kernels.auxk(x, residual, *weights, dead, k_aux, variance=variance, watched=watched)
+        return kernels.auxk(x, residual, *weights, dead, k_aux, variance=variance)
 
     def decoder_rows(self, model: Transcoder, latents: Int[Tensor, "rows"]) -> Float[Tensor, "rows d_out"]:
         """Return the decoder's rows of ``latents``, numbered over all slices."""
