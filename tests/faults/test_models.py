@@ -57,6 +57,34 @@ def test_half_a_model_is_told_in_one_line(whole: Path, tmp_path: Path, loader: s
     assert "\n" not in str(told.value)
 
 
+def test_a_link_that_leads_nowhere_is_named(whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "m"))
+    (folder / "more.safetensors").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"^model\.name: '\S+/more\.safetensors' is a link to a file that is not there"):
+        fetch_model(ModelSettings(name=str(folder)), tmp_path / "fetched")
+    assert not (tmp_path / "fetched").exists()
+
+
+@pytest.mark.parametrize("method", [{"quant_method": "fp8"}, {"quant_method": "bitsandbytes", "load_in_4bit": True}, 8])
+def test_quantised_weights_are_refused_by_their_method(whole: Path, tmp_path: Path, method: object) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "m"))
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, "quantization_config": method}))
+    kind = method["quant_method"] if isinstance(method, dict) else method
+    with pytest.raises(UserError, match=rf"^model\.name: .* are quantised \({kind}\).*; choose a model"):
+        fetch_model(ModelSettings(name=str(folder)), tmp_path / "fetched")
+    assert not (tmp_path / "fetched").exists()
+
+
+def test_a_copied_model_may_be_read_by_whom_the_umask_lets(whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "m"))
+    (folder / "model.safetensors").chmod(0o600)
+    fetch_model(ModelSettings(name=str(folder)), tmp_path / "fetched")
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in (tmp_path / "fetched").iterdir()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}
+
+
 def test_pickled_weights_are_refused(whole: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "m"))
     (folder / "model.safetensors").unlink()

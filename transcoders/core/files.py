@@ -28,14 +28,18 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it becomes ``path`` if the block succeeds.
 
     Works for a file and for a directory. After an exception (a full disk, Ctrl-C) ``path`` is as
-    it was before and the temporary is gone; what a killed process left is removed by the next.
+    it was before and the temporary is gone; what a killed process left is removed by the next. The temporary
+    has a folder of its own, so that what other libraries write beside it, and rename, goes the same way.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.parent / f".{path.name}.{platform.node()}.{os.getpid()}.{end}" for end in ("tmp", "old.tmp"))
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(platform.node())}.*.tmp"):
-        if not _is_another(left.name.split(".")[-2 - left.name.endswith(".old.tmp")]):
+    begin = f".{path.name}.{platform.node()}."
+    for left in path.parent.glob(f"{glob.escape(begin)}*.tmp"):
+        if not _is_another(left.name.removeprefix(begin).removesuffix(".tmp")):
             _remove(left)
+    workshop = path.parent / f"{begin}{os.getpid()}.tmp"
+    temporary, old = workshop / path.name, workshop / ".old"
     try:
+        workshop.mkdir()
         yield temporary
         _move(temporary, path, old)
     except Exception as error:
@@ -44,8 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
         raise OSError(int(refused[1]), os.strerror(int(refused[1])), str(path)) from error
     finally:
-        _remove(temporary)
-        _remove(old)
+        _remove(workshop)
 
 
 def _move(temporary: Path, path: Path, old: Path) -> None:
@@ -187,6 +190,16 @@ def fingerprint(*parts: Any) -> str:
 
 
 def cache_folder(kind: str) -> Path:
-    """Where unfinished work lives between runs: outside the outputs that DVC deletes."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "mtxplt" / kind
+    """Return where unfinished work lives between runs: outside the outputs that DVC deletes.
+
+    Raises:
+        UserError: no variable names a place, and the user has no home (in a container, for example).
+    """
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        raise UserError(
+            "XDG_CACHE_HOME: is not set, and there is no home folder (HOME) for unfinished work; set it to a folder "
+            "that may be written"
+        ) from None
+    return Path(root) / "mtxplt" / kind
