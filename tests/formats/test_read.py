@@ -140,6 +140,10 @@ def changed(file, change):
         (lambda t: t.update(b_enc=torch.ones(40, 1)), r"b_enc is \[40, 1\], expected one dimension"),
         (lambda t: t.update(w_dec=torch.ones(40, 2, 12)), r"w_dec is \[40, 2, 12\], expected \[40, 12\]"),
         (lambda t: t.update(b_dec=torch.ones(12).int()), r"holds numbers of type I32"),
+        (
+            lambda t: t.update(b_enc=t["b_enc"].double()),
+            r"holds tensors of float32, float64 side by side; save all of them in one",
+        ),
     ],
 )
 def test_wrong_tensors_are_refused_in_one_line(tmp_path, change, message):
@@ -171,10 +175,44 @@ def refused(path, message):
         (lambda p: foreign.sparsify(p, raw(threshold=False), activation="relu"), r"activation is 'relu'; known: topk"),
         (lambda p: foreign.sparsify(p, raw(threshold=False), k=None), r"k is None"),
         (lambda p: foreign.sparsify(p, raw(threshold=False), d_in=640), r"d_in = 640, sae\.safetensors 12"),
+        (lambda p: foreign.sparsify(p, raw(threshold=False), num_latents=41), r"num_latents = 41, sae\.safetensors 4"),
+        (lambda p: foreign.sparsify(p, raw(threshold=False), signed=True), r"cfg\.json: signed is True, expected"),
+        (lambda p: foreign.sparsify(p, raw(threshold=False), rotate=1), r"cfg\.json: 'rotate' is no setting"),
+        (lambda p: foreign.saelens(p, raw(), activation_fn="tanh-relu"), r"activation_fn is 'tanh-relu', expected"),
+        (lambda p: foreign.saelens(p, raw(), input_shift=2.0), r"cfg\.json: 'input_shift' is no setting"),
+        (lambda p: foreign.gemma_scope_2(p, raw(), temperature=2), r"config\.json: 'temperature' is no setting"),
     ],
 )  # fmt: skip
 def test_contradicting_settings_are_refused_in_one_line(tmp_path, make, message):
     refused(make(tmp_path), message)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "layer"),
+    [
+        ("l0.safetensors", "transcoders: [l0.safetensors, l1.safetensors]\n", 0),
+        ("last.safetensors", "transcoders: ['hf://someone/else', 'hf://org/repo/last.safetensors']\n", 1),
+        ("layer_1.safetensors", "", 1),
+        ("l0.safetensors", "", r"l0\.safetensors: the layers .* say: none; name it layer_<i>"),
+        ("layer_2.safetensors", "transcoders: [layer_2.safetensors]\n", r"say: 0 and 2; name it layer_<i>"),
+        ("same.safetensors", "transcoders: [a/same.safetensors, b/same.safetensors]\n", r"say: 0 and 1; name it"),
+        ("layer_0.safetensors", "transcoders: layer_0.safetensors\n", r"transcoders is no list"),
+        ("layer_0.safetensors", "model_kind: cross_layer_transcoder\n", r"model_kind is 'cross_layer_transcoder', exp"),
+        ("layer_0.safetensors", "gain: 2\n", r"config\.yaml: 'gain' is no setting that is known"),
+    ],
+)
+def test_the_layer_of_a_file_in_a_set_is_known_or_asked_for(tmp_path, name, config, layer):
+    folder = foreign.circuit_tracer(tmp_path, [raw()])
+    (folder / "layer_0.safetensors").rename(folder / name)
+    said = (folder / "config.yaml").read_text()
+    if config.startswith("model_kind"):
+        said = said.replace("model_kind: transcoder_set\n", "")
+    (folder / "config.yaml").write_text(said + config)
+    refused(folder, rf"is a set of many layers; name one of its files, such as \S+/{name}")
+    if isinstance(layer, int):
+        assert load(folder / name).config.provenance["layer"] == layer
+    else:
+        refused(folder / name, layer)
 
 
 def test_an_autoencoder_of_gemma_scope_is_refused(tmp_path):

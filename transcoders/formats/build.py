@@ -1,6 +1,7 @@
 """From tensors under other names, maybe transposed, to a ``Transcoder``."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from transcoders.core.errors import UserError
+from transcoders.core.settings import SHORT
 from transcoders.dictionary.config import TranscoderConfig
 from transcoders.dictionary.names import EncoderName
 from transcoders.dictionary.transcoder import Transcoder
@@ -45,6 +47,12 @@ def build(
     for name in ("b_enc", "b_dec"):
         if len(shapes[name]) != 1:
             raise UserError(f"{weights.path}: {layout[name].name} is {list(shapes[name])}, expected one dimension")
+    dtypes = {weights.tensors[stored.name].dtype for stored in layout.values()}
+    if torch.float64 in dtypes and len(dtypes) > 1:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise UserError(
+            f"{weights.path}: holds tensors of {names} side by side; save all of them in one of these types"
+        )
     d_in = _d_in(weights, layout, shapes)
     try:
         config = TranscoderConfig(
@@ -66,6 +74,28 @@ def build(
     state = {name: _read(weights, layout[name], tuple(p.shape), device) for name, p in model.named_parameters()}
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False)
+
+
+def check_settings(file: Path, settings: Mapping[str, Any], harmless: str, fixed: Mapping[str, Any]) -> None:
+    """Refuse a setting of another tool's ``file`` that changes what a transcoder computes, or may.
+
+    ``harmless`` names those that do not, or that the reader looks at itself; ``fixed`` gives the values that others
+    must have where they are there.
+
+    Raises:
+        UserError: a setting of ``fixed`` has another value, or one is in neither.
+    """
+    for key, value in fixed.items():
+        if settings.get(key, value) != value:
+            raise UserError(
+                f"{file}: {key} is {SHORT.repr(settings[key])}, expected {value!r}; fold it into the weights"
+            )
+    unknown = sorted(set(map(str, settings)) - set(harmless.split()) - set(fixed))
+    if unknown:
+        raise UserError(
+            f"{file}: {SHORT.repr(unknown[0])} is no setting that is known here, and may change what the transcoder "
+            "computes; remove it if it does not"
+        )
 
 
 def _check_names(weights: Weights, layout: Layout) -> None:

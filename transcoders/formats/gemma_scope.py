@@ -8,7 +8,7 @@ import torch
 from transcoders.core.errors import UserError
 from transcoders.core.files import read_json
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.formats.build import Stored, build
+from transcoders.formats.build import Stored, build, check_settings
 from transcoders.formats.locate import Source
 from transcoders.formats.weights import DOWNLOAD, open_weights
 
@@ -26,6 +26,7 @@ SECOND = {
     "b_dec": Stored("b_dec"),
     "threshold": Stored("threshold"),
 }
+HARMLESS = "architecture model_name hf_hook_point_in hf_hook_point_out affine_connection width l0 type"
 AFFINE = {"W_skip": Stored("affine_skip_connection", transposed=True)}  # [d_in, d_out]
 
 
@@ -95,6 +96,7 @@ def _config(source: Source) -> dict[str, Any]:
     }
     file = source.folder / "config.json"
     config = inferred | (read_json(file, DOWNLOAD) if file.is_file() else {})
+    check_settings(file, config, HARMLESS, {})
     for key, value in config.items():
         optional = key == "model_name" and value is None
         if key in inferred and not optional and type(value) is not (bool if key == "affine_connection" else str):

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from transcoders.core.errors import UserError
-from transcoders.core.files import read_json, replacing, write_json
+from transcoders.core.files import read_json, write_json
+from transcoders.core.tensors import save_tensors
 from transcoders.dictionary.names import EncoderName
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.formats.build import Stored, build
+from transcoders.formats.build import Stored, build, check_settings
 from transcoders.formats.locate import Source
 from transcoders.formats.weights import DOWNLOAD, open_weights
 
@@ -31,6 +31,20 @@ ARCHITECTURES: dict[str, tuple[EncoderName, bool]] = {
 }
 """SAELens's name -> our encoder, and whether there is a skip connection."""
 PLAIN = {"apply_b_dec_to_input": False, "normalize_activations": "none", "reshape_activations": "none"}
+FIXED = PLAIN | {
+    "activation_fn": "relu",
+    "activation_fn_str": "relu",
+    "finetuning_scaling_factor": False,
+    "rescale_acts_by_decoder_norm": False,
+}
+HARMLESS = """architecture d_in d_out d_sae dtype device metadata
+    model_name model_class_name model_from_pretrained_kwargs hook_point hook_name hook_layer hook_name_out
+    hook_layer_out hf_hook_name hf_hook_name_out context_size dataset_path dataset_trust_remote_code prepend_bos
+    exclude_special_tokens seqpos_slice neuronpedia_id sae_lens_version sae_lens_training_version
+    decoder_init_norm l1_coefficient lp_norm l1_warm_up_steps l0_coefficient l0_warm_up_steps
+    jumprelu_init_threshold jumprelu_bandwidth jumprelu_sparsity_loss_mode jumprelu_tanh_scale
+    pre_act_loss_coefficient"""
+"""What older versions wrote beside, and what training used."""
 
 
 def read(source: Source, device: torch.device | str) -> Transcoder:
@@ -46,9 +60,7 @@ def read(source: Source, device: torch.device | str) -> Transcoder:
             f"{source.name}: architecture is {architecture!r}; transcoders in SAELens are "
             f"{', '.join(ARCHITECTURES)} (an autoencoder maps a place to itself and replaces no MLP)"
         )
-    for key, value in PLAIN.items():
-        if config.get(key, value) != value:
-            raise UserError(f"{source.name}: {key} is {config[key]!r}, expected {value!r}; fold it into the weights")
+    check_settings(source.folder / CONFIG, config, HARMLESS, FIXED)
     encoder, skip = ARCHITECTURES[architecture]
     layout = TENSORS | (THRESHOLD if encoder == "jumprelu" else {}) | (SKIP if skip else {})
     model = build(open_weights(source.folder / WEIGHTS), layout, encoder, None, _provenance(config, source), device)
@@ -82,12 +94,8 @@ def write(model: Transcoder, folder: Path, metadata: dict[str, Any]) -> None:
     names = {pair: name for name, pair in ARCHITECTURES.items()}
     config = model.config
     encoder: EncoderName = "relu" if config.encoder == "relu" else "jumprelu"
-    tensors = {
-        name: (value.detach().T if name == "W_enc" else value.detach()).contiguous().cpu()
-        for name, value in model.named_parameters()
-    }
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary)
+    tensors = {name: value.T if name == "W_enc" else value for name, value in model.named_parameters()}
+    save_tensors(folder / WEIGHTS, tensors)
     said = config.provenance
     write_json(
         folder / CONFIG,
