@@ -193,6 +193,8 @@ def test_the_missing_extra_is_named(s3):
 def test_secrets_in_a_url_are_never_shown():
     assert redacted("sftp://me:pass@host/x?sig=abc") == "sftp://me:***@host/x"
     assert redacted("s3://bucket/a:b@c") == "s3://bucket/a:b@c"
+    assert redacted("https://token@host/v1#key=abc") == "https://***@host/v1"
+    assert redacted("abfs://container@account/x") == "abfs://container@account/x", "no secret, but a place"
     with pytest.raises(UserError) as error:
         load("nonsense://me:pass@host/x?sig=abc")
     assert not re.search("pass|abc", str(error.value))

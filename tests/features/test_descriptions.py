@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import openai
 import pytest
 
 from transcoders.core.errors import UserError
@@ -89,6 +91,7 @@ class Server:
     def __init__(self) -> None:
         self.requests: list[dict] = []
         self.keys: list[str | None] = []
+        self.headers: list[dict[str, str]] = []
         self.misbehave: list[object] = []
         """What to answer first: a status, a body, or seconds to wait."""
         self.at_once = self.most_at_once = 0
@@ -100,6 +103,7 @@ class Server:
                 with lock:
                     outer.requests.append(request)
                     outer.keys.append(self.headers.get("authorization"))
+                    outer.headers.append(dict(self.headers))
                     outer.at_once += 1
                     outer.most_at_once = max(outer.most_at_once, outer.at_once)
                     trick = outer.misbehave.pop(0) if outer.misbehave else None
@@ -193,6 +197,53 @@ def test_the_key_is_written_nowhere(server: Server, tmp_path: Path, caplog: pyte
         describe(OpenAI(endpoint(server, tmp_path / "other"), 1), *pairs(1))
     assert KEY not in str(caught.value) + caplog.text
     assert not any(KEY in file.read_text() for file in tmp_path.rglob("*.json"))
+
+
+def test_half_a_surrogate_pair_in_an_answer_stops_nothing(server: Server, tmp_path: Path) -> None:
+    """No table and no page could hold it; what an earlier version put into the cache is read the same way."""
+    half = json.dumps({"description": "half an emoji: \ud83d"})
+    for content in (half, half.replace("\\ud83d", "\ud83d")):
+        server.misbehave = [json.dumps({"choices": [{"message": {"content": content}}]})]
+        cache = tmp_path / str(len(server.requests))
+        for _ in range(2):  # from the server, then from the cache
+            description = OpenAI(endpoint(server, cache), 1).describe(pairs(1)[0][0])
+            assert description.text == "half an emoji: ?"
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"answer": 3}', '{"answer": "not the answer"}'])
+def test_an_answer_in_the_cache_that_cannot_be_read_is_asked_for_again(
+    server: Server, tmp_path: Path, content: str
+) -> None:
+    explainer, evidence = OpenAI(endpoint(server, tmp_path), 1), pairs(1)[0][0]
+    first = explainer.describe(evidence)
+    (file,) = tmp_path.glob("*.json")
+    file.write_text(content)
+    assert explainer.describe(evidence) == first
+    assert len(server.requests) == 2
+
+
+def test_no_variable_but_the_key_decides_what_is_asked(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(openai.__file__).parent
+    text = "".join(file.read_text() for folder in (source, source / "lib") for file in folder.glob("*.py"))
+    variables = set(re.findall(r"\bOPENAI_[A-Z_]+\b", text)) - {"OPENAI_API_KEY", "OPENAI_CUSTOM_HEADERS"}
+    assert {"OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"} <= variables
+    OpenAI(endpoint(server, tmp_path / "a"), 1).describe(pairs(1)[0][0])
+    for name in variables:
+        monkeypatch.setenv(name, "http://127.0.0.1:1/elsewhere")
+    monkeypatch.setenv("OPENAI_API_KEY", "another-key")
+    OpenAI(endpoint(server, tmp_path / "b"), 1).describe(pairs(1)[0][0])
+    assert server.requests[0] == server.requests[1]
+    assert server.headers[0] == server.headers[1]
+
+
+def test_headers_from_the_environment_are_refused(server: Server, tmp_path: Path) -> None:
+    settings = OpenAISettings(url=server.url, model="m")
+    with pytest.raises(UserError, match=r"^OPENAI_CUSTOM_HEADERS: is set.*; unset it$") as caught:
+        Endpoint(settings, tmp_path, {"OPENAI_CUSTOM_HEADERS": "x-model: another\nx-token: secret"})
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -37,18 +37,24 @@ def place(text: Path | str) -> Place:
 
 
 def redacted(url: str) -> str:
-    """``url`` without the secrets that one can hold: a password, and the signature in a query."""
-    return re.sub(r"://([^/@:]*):[^/@]*@", r"://\1:***@", url).partition("?")[0]
+    """Return ``url`` without the secrets that one can hold: a password, a token before the host, a signature.
+
+    A name before the host of another protocol than the web's is none: it may be a container's.
+    """
+    url = re.sub(r"^(https?://)[^/?#]*@", r"\1***@", url, flags=re.IGNORECASE)
+    return re.split("[?#]", re.sub(r"://([^/@:]*):[^/@]*@", r"://\1:***@", url))[0]
 
 
 def refuse_secrets(key: str, url: str) -> None:
-    """Refuse a URL of the parameter ``key`` that holds a password or a query, without repeating it.
+    """Refuse a URL of the parameter ``key`` that holds what may be a secret, without repeating it.
 
     Raises:
         ValueError: it does. (Settings turn it into a user's error.)
     """
     if "://" in url and redacted(url) != url:
-        raise ValueError(f"{key}: a URL must hold no password and no query; credentials belong in the environment")
+        raise ValueError(
+            f"{key}: a URL must hold no password, no token and no query; credentials belong in the environment"
+        )
 
 
 def name_of(where: Place) -> str:

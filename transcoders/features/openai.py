@@ -60,6 +60,8 @@ def _read_description(content: str) -> str:
     text = _json_of(content).get("description")
     if not isinstance(text, str) or not text.strip():
         raise ValueError("the answer holds no description")
+    # Half a surrogate pair is no text: nothing could write it to a table or a page.
+    text = text.encode("utf-8", "replace").decode("utf-8")
     return _one_line(text.strip())[:LONGEST]
 
 
