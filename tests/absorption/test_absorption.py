@@ -13,6 +13,7 @@ from transcoders.absorption.settings import AbsorptionSettings
 from transcoders.absorption.shares import Along, carried
 from transcoders.absorption.suite import NO_LETTERS, FirstLetterTask, compared
 from transcoders.absorption.words import (
+    NO_TASK,
     Probes,
     Task,
     fit_probes,
@@ -242,8 +243,31 @@ def test_a_vocabulary_without_words_is_an_error():
         def convert_ids_to_tokens(self, ids):
             return [f"<0x{i:02X}>" for i in ids]
 
-    with pytest.raises(UserError, match=r"model\.name: .*this vocabulary of 256 has 0; choose a model"):
+    with pytest.raises(
+        UserError, match=r"model\.name: .*vocabulary of 256 has 0; choose a model .*absorption\.words: 0$"
+    ):
         single_token_words(Bytes(), 100)
+
+
+def test_the_task_can_be_left_out(tmp_path, caplog):
+    save_task(tmp_path / "words.safetensors", *NO_TASK)
+    task = FirstLetterTask(*load_task(tmp_path / "words.safetensors"), AbsorptionSettings(words=0), SAMPLING)
+    assert task.of_transcoder(Transcoder(TranscoderConfig(d_in=3, d_out=3, d_hidden=8, k=2))) is None
+    assert task.of_affine(lambda x, y: Prediction(x, None)) == NO_LETTERS
+    assert task.letters_left_out == "abcdefghijklmnopqrstuvwxyz"
+    assert "absorption.words: 0 leaves the first-letter task out" in caplog.text
+
+
+@pytest.mark.parametrize("right", [1, 2, 5, 6, 7])
+def test_a_letter_with_few_right_words_has_an_interval(world, right):
+    """Resamples that draw none of them have no value, and count for nothing."""
+    words = np.flatnonzero(world.task.test.numpy() & (world.task.initials == "s"))[:right]
+    mask = torch.zeros_like(world.probes.right)
+    mask[LETTERS.index("s"), words] = True
+    f1 = torch.where(mask.any(1), 1.0, 0.0)
+    metrics = absorption(clean(world), world.task, world.probes._replace(right=mask, f1=f1), SETTINGS, SAMPLING).metrics
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert metrics["words"] == right
 
 
 def test_a_task_is_kept_in_a_file(world, tmp_path):
