@@ -48,7 +48,7 @@ class Task(NamedTuple):
 
     @property
     def initials(self) -> NDArray[np.str_]:
-        """The first letter of each word."""
+        """Return the first letter of each word."""
         return np.array([word[0] for word in self.words])
 
 

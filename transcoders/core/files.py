@@ -66,7 +66,7 @@ def _move(temporary: Path, path: Path, old: Path) -> None:
 
 
 def _is_another(pid: str) -> bool:
-    """Whether a process other than this one has this number."""
+    """Say whether a process other than this one has this number."""
     if pid == str(os.getpid()) or not pid.isdecimal():
         return False
     try:
@@ -115,7 +115,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Return the object in a JSON file.
 
     Raises:
         UserError: it is missing, damaged, or holds something else.
@@ -130,7 +130,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def read_yaml(path: Path, name: str) -> Any:
-    """What a YAML file holds, in plain types; ``name`` is what messages call it.
+    """Return what a YAML file holds, in plain types; ``name`` is what messages call it.
 
     Raises:
         UserError: it is not valid YAML.
@@ -173,18 +173,18 @@ def files_hash(files: Iterable[Path], root: Path = Path()) -> str:
 
 
 def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
-    """``metrics`` to six significant digits: what a reader needs, and stable between machines."""
+    """Return ``metrics`` to six significant digits: what a reader needs, and stable between machines."""
     return {name: float(f"{value:.6g}") for name, value in metrics.items()}
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(*parts: Any) -> str:
-    """A short hash of JSON-serialisable values, equal exactly when they are equal."""
+    """Return a short hash of JSON-serialisable values, equal exactly when they are equal."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -24,11 +24,11 @@ EXTRAS = {"s3": "s3", "s3a": "s3"}
 
 
 class UnreachableError(UserError):
-    """Nobody answered: nothing is wrong with the address."""
+    """Tell that nobody answered: nothing is wrong with the address."""
 
 
 def place(text: Path | str) -> Place:
-    """A URL as it is but for a final slash; all else, ``file://`` too, as a path."""
+    """Return a URL as it is but for a final slash; all else, ``file://`` too, as a path."""
     if isinstance(text, Path) or "://" not in text:
         return Path(text)
     if text.startswith(("file://", "local://")):
@@ -58,7 +58,7 @@ def refuse_secrets(key: str, url: str) -> None:
 
 
 def name_of(where: Place) -> str:
-    """The last part."""
+    """Return the last part of a place."""
     return Path(where if isinstance(where, Path) else redacted(where)).name
 
 
@@ -114,14 +114,14 @@ def _file_system(where: Place) -> tuple[Any, str]:
 
 
 def sizes(folder: Place) -> dict[str, int]:
-    """Bytes of each file below ``folder``, by its relative path."""
+    """Return the bytes of each file below ``folder``, by its relative path."""
     with explain_errors(folder):
         file_system, root = _file_system(folder)
         return {p.removeprefix(root).strip("/"): e["size"] for p, e in file_system.find(root, detail=True).items()}
 
 
 def read_bytes(folder: Place, name: str) -> bytes | None:
-    """The file ``name`` in ``folder``; None if there is none."""
+    """Return the content of the file ``name`` in ``folder``; None if there is none."""
     with explain_errors(folder):
         file_system, root = _file_system(folder)
         try:
@@ -131,13 +131,13 @@ def read_bytes(folder: Place, name: str) -> bytes | None:
 
 
 def zarr_store(where: Place, *, read_only: bool = False) -> Any:
-    """What zarr opens. An absent chunk, which zarr reads as zeros, is an error in a store that is only read."""
+    """Return what zarr opens; in a store that is only read an absent chunk, zeros to zarr, is an error."""
     if isinstance(where, Path):
         return where
     from zarr.storage import FsspecStore
 
     class Whole(FsspecStore):
-        """Of stores whose every chunk is written."""
+        """Read a store whose every chunk is written."""
 
         async def get(self, key: str, *arguments: Any, **options: Any) -> Any:
             value = await super().get(key, *arguments, **options)
@@ -150,7 +150,7 @@ def zarr_store(where: Place, *, read_only: bool = False) -> Any:
 
 
 def fetched(url: str, patterns: Sequence[str]) -> Path:
-    """Those files of a folder whose names match, downloaded into the user's cache unless they are there already.
+    """Download the files of a folder whose names match into the user's cache, unless they are there already.
 
     A URL that ends like weights is a file: it comes with the matching settings files beside it. What
     changed is fetched anew, and the old removed.

@@ -13,7 +13,7 @@ from transcoders.activations.store import CHUNK_ROWS, LABELS, Store
 
 
 class Block(NamedTuple):
-    """Whole contexts, in store order: the MLP inputs of their tokens, and what these are."""
+    """Hold complete contexts, in store order: the MLP inputs of their tokens, and what these are."""
 
     x: Float[Tensor, "tokens d"]
     token: NDArray[np.int32]
@@ -22,13 +22,13 @@ class Block(NamedTuple):
 
     @property
     def place(self) -> NDArray[np.int64]:
-        """Each token's number within its context."""
+        """Return each token's number within its context."""
         starts = np.flatnonzero(np.diff(self.context, prepend=-1))
         return np.arange(len(self.context)) - np.repeat(starts, np.diff(starts, append=len(self.context)))
 
 
 def whole_contexts(store: Store, limit: int, device: torch.device) -> Iterator[Block]:
-    """The first ``limit`` tokens of the store, about a chunk at a time; no context is cut in two.
+    """Yield the first ``limit`` tokens of the store, about a chunk at a time; no context is cut in two.
 
     Contexts were shuffled when they were collected, so the first tokens are a fair sample.
     """

@@ -15,14 +15,14 @@ GOOD = 0.7
 
 
 class Unseen(NamedTuple):
-    """Windows of held-out documents, as many in which a latent fires as in which it is silent."""
+    """Hold windows of held-out documents, as many in which a latent fires as in which it is silent."""
 
     active: list[list[str]]
     silent: list[list[str]]
 
 
 def detection_score(explainer: Explainer, description: Description, unseen: Unseen) -> float | None:
-    """Balanced accuracy of what the description predicts, 0.5 being chance; None with too few windows.
+    """Return the balanced accuracy of what the description predicts (0.5 is chance); None with too few windows.
 
     Windows come shuffled, so that their order tells nothing.
     """
@@ -38,7 +38,7 @@ def detection_score(explainer: Explainer, description: Description, unseen: Unse
 
 
 def histogram(scores: NDArray[np.float64]) -> pd.DataFrame:
-    """Share of the scored latents by score, in bins of 0.05; columns score (the bin's centre), latents, share.
+    """Return the scored latents by score, in bins of 0.05; columns score (the bin's centre), latents, share.
 
     With 20 windows a side scores are multiples of 0.025: the bins' edges lie between these.
     """
@@ -48,7 +48,7 @@ def histogram(scores: NDArray[np.float64]) -> pd.DataFrame:
 
 
 def summary(scores: NDArray[np.float64], settings: DescribeSettings, prefix: str = "") -> dict[str, float]:
-    """Mean score with its 95 % bootstrap interval over latents, share of good ones, how many there are.
+    """Return the mean score with its 95 % bootstrap interval over latents, share of good ones, how many there are.
 
     Latents without a score (NaN) are left out; without any, only their number is given.
     """

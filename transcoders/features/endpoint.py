@@ -32,7 +32,7 @@ Messages = list[dict[str, str]]
 
 
 class Endpoint:
-    """Asks a model on a server. The key goes into the request's header and nowhere else."""
+    """Ask a model on a server. The key goes into the request's header and nowhere else."""
 
     def __init__(self, settings: OpenAISettings, cache: Path, environment: Mapping[str, str] = os.environ) -> None:
         """Prepare questions; ``cache`` is the folder of earlier answers, and the key is in ``environment``.
@@ -163,7 +163,7 @@ def endpoint_of(settings: DescribeSettings, cache: Path) -> Endpoint | None:
 
 
 class _FailedError(Exception):
-    """A request that may succeed when it is sent again, after ``wait`` seconds."""
+    """Tell that a request may succeed when it is sent again, after ``wait`` seconds."""
 
     def __init__(self, reason: str, retry_after: str | None = None) -> None:
         super().__init__(reason)

@@ -21,7 +21,7 @@ POOL = 25
 
 
 class Firings(NamedTuple):
-    """The active latents of a block, by latent and then by row."""
+    """Hold the active latents of a block, by latent and then by row."""
 
     latent: NDArray[np.int64]
     row: NDArray[np.int64]
@@ -29,7 +29,7 @@ class Firings(NamedTuple):
     tokens: int
 
     def lookup(self, latent: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Activations of ``latent[i]`` at ``rows[i]``."""
+        """Return the activations of ``latent[i]`` at ``rows[i]``."""
         keys = self.latent * self.tokens + self.row
         wanted = latent[:, None] * self.tokens + rows
         place = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
@@ -37,7 +37,7 @@ class Firings(NamedTuple):
 
 
 class Observer:
-    """Statistics and examples of every latent.
+    """Collect statistics and examples of every latent.
 
     Documents in ``held_out`` give only the windows that descriptions are scored on.
     """
@@ -177,7 +177,7 @@ def observe(model: Transcoder, store: Store, held_out: NDArray[np.bool_], settin
 def _best_of_groups(
     latent: NDArray[np.int64], group: NDArray[np.int32], value: NDArray[np.float32]
 ) -> NDArray[np.int64]:
-    """The entry with the largest value in each run of equal (latent, group); the first, if several."""
+    """Return the entry with the largest value in each run of equal (latent, group); the first, if several."""
     starts = np.flatnonzero((np.diff(latent, prepend=-1) != 0) | (np.diff(group, prepend=-1) != 0))
     run = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(latent)))
     best = np.flatnonzero(value == np.maximum.reduceat(value, starts)[run])

@@ -17,7 +17,7 @@ from transcoders.formats.weights import Shape, Weights
 
 
 class Stored(NamedTuple):
-    """The name of one of our tensors in a file, and whether it lies there transposed."""
+    """Name one of our tensors as a file does, and say whether it lies there transposed."""
 
     name: str
     transposed: bool = False
@@ -112,7 +112,7 @@ def _check_names(weights: Weights, layout: Layout) -> None:
 
 
 def _d_in(weights: Weights, layout: Layout, shapes: Mapping[str, Shape]) -> int:
-    """The other side of W_enc than its latents."""
+    """Return the size of W_enc's other side than its latents."""
     shape, d_hidden = shapes["W_enc"], shapes["b_enc"][0]
     if len(shape) != 2 or d_hidden not in shape:
         raise UserError(

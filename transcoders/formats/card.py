@@ -37,7 +37,7 @@ def card(
     fidelity: Mapping[str, Mapping[str, Any]],
     metrics: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    """The model card of the runs in ``configs`` (by name), exported to ``target``; ``metrics`` may lack runs."""
+    """Return the model card of the runs in ``configs`` (by name), exported to ``target``; ``metrics`` may lack runs."""
     said = next(iter(configs.values())).provenance
     base = str(said["model"]) if said.get("model") else None
     gemma = bool(base and "gemma" in base)

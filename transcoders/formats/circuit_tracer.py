@@ -26,7 +26,7 @@ HOOKS = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "hook_mlp_o
 
 
 def read(source: Source, device: torch.device | str) -> Transcoder:
-    """One layer of a set; ``source.folder`` is the file itself."""
+    """Read one layer of a set; ``source.folder`` is the file itself."""
     file = source.folder
     said = read_yaml(file.parent / CONFIG, str(file.parent / CONFIG))
     for key in HOOKS:
@@ -69,7 +69,7 @@ def _layer(file: Path, listed: Any) -> int:
 
 
 def write(models: Mapping[int, Transcoder], folder: Path, metadata: Mapping[str, Any]) -> None:
-    """Raw-unit transcoders without TopK, by layer, as a set that ``load_transcoder_set`` reads.
+    """Write raw-unit transcoders without TopK, by layer, as a set that ``load_transcoder_set`` reads.
 
     Raises:
         UserError: layers from 0 on are missing, or the transcoders differ in size or model.

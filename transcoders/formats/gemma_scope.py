@@ -31,7 +31,7 @@ AFFINE = {"W_skip": Stored("affine_skip_connection", transposed=True)}  # [d_in,
 
 
 def read_first(source: Source, device: torch.device | str) -> Transcoder:
-    """A folder of Gemma Scope: its path alone tells the layer, the model and the L0.
+    """Read a folder of Gemma Scope: its path alone tells the layer, the model and the L0.
 
     Its input is the norm's output *before* the gain (``ln2.hook_normalized``): ``gain_applied`` is false.
     """
@@ -53,7 +53,7 @@ def read_first(source: Source, device: torch.device | str) -> Transcoder:
 
 
 def read_second(source: Source, device: torch.device | str) -> Transcoder:
-    """A folder of Gemma Scope 2, with or without its ``config.json``.
+    """Read a folder of Gemma Scope 2, with or without its ``config.json``.
 
     Raises:
         UserError: it is no per-layer transcoder, or ``config.json`` contradicts the tensors or the path.
@@ -85,7 +85,7 @@ def read_second(source: Source, device: torch.device | str) -> Transcoder:
 
 
 def _config(source: Source) -> dict[str, Any]:
-    """``config.json``, or what the path says where there is none."""
+    """Return ``config.json``, or what the path says where there is none."""
     layer, repository = _number(r"layer_(\d+)", source.path), re.search(r"gemma-scope-2-\w+-(?:pt|it)", source.path)
     inferred = {
         "architecture": "jump_relu",
@@ -114,7 +114,7 @@ def _layer(config: dict[str, Any], source: Source) -> int | None:
 
 
 def _model_name(name: str | None) -> str | None:
-    """As the Hub spells it: config.json writes ``gemma-v3-…``, and the 270m model has no ``-pt``."""
+    """Spell the name as the Hub does: config.json writes ``gemma-v3-…``, and the 270m model has no ``-pt``."""
     if name is None:
         return None
     name = "google/" + name.removeprefix("google/").replace("-v3", "-3")

@@ -48,7 +48,7 @@ HARMLESS = """architecture d_in d_out d_sae dtype device metadata
 
 
 def read(source: Source, device: torch.device | str) -> Transcoder:
-    """A folder as SAELens's ``save_model`` writes it.
+    """Read a folder as SAELens's ``save_model`` writes it.
 
     Raises:
         UserError: its architecture is no transcoder's, or it normalises or reshapes activations.
@@ -90,7 +90,7 @@ def _provenance(config: dict[str, Any], source: Source) -> dict[str, Any]:
 
 
 def write(model: Transcoder, folder: Path, metadata: dict[str, Any]) -> None:
-    """A raw-unit transcoder without TopK as a folder that ``SAE.load_from_disk`` reads."""
+    """Write a raw-unit transcoder without TopK as a folder that ``SAE.load_from_disk`` reads."""
     names = {pair: name for name, pair in ARCHITECTURES.items()}
     config = model.config
     encoder: EncoderName = "relu" if config.encoder == "relu" else "jumprelu"

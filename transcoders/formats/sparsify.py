@@ -29,7 +29,7 @@ HARMLESS = """activation expansion_factor normalize_decoder num_latents k multi_
 
 
 def read(source: Source, device: torch.device | str) -> Transcoder:
-    """A folder as sparsify's ``SparseCoder.save_to_disk`` writes it.
+    """Read a folder as sparsify's ``SparseCoder.save_to_disk`` writes it.
 
     Raises:
         UserError: it is an autoencoder, or its activation is unknown.
@@ -64,7 +64,7 @@ def read(source: Source, device: torch.device | str) -> Transcoder:
 
 
 def write(model: Transcoder, folder: Path, metadata: dict[str, Any]) -> None:
-    """A raw-unit TopK or GroupMax transcoder as a folder that ``SparseCoder.load_from_disk`` reads.
+    """Write a raw-unit TopK or GroupMax transcoder as a folder that ``SparseCoder.load_from_disk`` reads.
 
     Raises:
         UserError: d_in is not d_out, which sparsify has no place for.

@@ -27,20 +27,20 @@ MOST_DEFLATED = 1032
 
 
 class Stored(NamedTuple):
-    """What a file says of a tensor before it is read."""
+    """Hold what a file says of a tensor before it is read."""
 
     shape: Shape
     dtype: torch.dtype
 
 
 class Weights(Protocol):
-    """An open file of named tensors."""
+    """Open a file of named tensors."""
 
     path: Path
     tensors: dict[str, Stored]
 
     def pieces(self, name: str) -> Iterable[tuple[slice, Tensor]]:
-        """Consecutive rows of a tensor, and where they go; only one piece is in memory."""
+        """Yield consecutive rows of a tensor, and where they go; only one piece is in memory."""
 
 
 def open_weights(path: Path) -> Weights:
@@ -58,7 +58,7 @@ def open_weights(path: Path) -> Weights:
 
 
 class SafeTensors:
-    """A safetensors file. It is opened anew for each piece: a mapping left open keeps all pages it touched."""
+    """Open a safetensors file, anew for each piece: a mapping left open keeps all pages it touched."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -88,7 +88,7 @@ def _dtype(name: str, path: Path) -> torch.dtype:
 
 
 class Npz:
-    """A zip of ``.npy`` files."""
+    """Open a zip of ``.npy`` files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
