@@ -36,8 +36,8 @@ def text(rng: np.random.Generator, *, holding: str | None = None) -> list[str]:
 
 def planted(rng: np.random.Generator, name: str) -> tuple[Evidence, Unseen]:
     """A latent that fires on one word, wherever it stands."""
-    shown = [text(rng, holding=name) for _ in range(40)]
-    contexts = [Context(tokens, [float(token == name) for token in tokens]) for tokens in shown]
+    windows = [text(rng, holding=name) for _ in range(40)]
+    contexts = [Context(tokens, [float(token == name) for token in tokens]) for tokens in windows]
     return (
         Evidence(0, 0.01, contexts[:10], contexts, [" promoted"]),
         Unseen([text(rng, holding=name) for _ in range(10)], [text(rng) for _ in range(10)]),
@@ -46,8 +46,8 @@ def planted(rng: np.random.Generator, name: str) -> tuple[Evidence, Unseen]:
 
 def random_firings(rng: np.random.Generator) -> tuple[Evidence, Unseen]:
     """A latent that fires anywhere."""
-    shown = [text(rng) for _ in range(40)]
-    contexts = [Context(tokens, np.eye(WINDOW)[rng.integers(WINDOW)].tolist()) for tokens in shown]
+    windows = [text(rng) for _ in range(40)]
+    contexts = [Context(tokens, np.eye(WINDOW)[rng.integers(WINDOW)].tolist()) for tokens in windows]
     return (
         Evidence(1, 0.05, contexts[:10], contexts, [" promoted"]),
         Unseen([text(rng) for _ in range(20)], [text(rng) for _ in range(20)]),
@@ -61,20 +61,20 @@ def statistics() -> Statistics:
 
 def test_a_word_is_found_named_and_predicts_unseen_text() -> None:
     evidence, unseen = planted(np.random.default_rng(0), " Volcano")
-    (found,) = describe(statistics(), [evidence], [unseen])
-    assert found.score == 1
-    assert found.description is not None
-    assert found.description.text.startswith("fires on “volcano” (100%)")
-    assert "promotes “promoted”" in found.description.text
+    (described,) = describe(statistics(), [evidence], [unseen])
+    assert described.score == 1
+    assert described.description is not None
+    assert described.description.text.startswith("fires on “volcano” (100%)")
+    assert "promotes “promoted”" in described.description.text
 
 
 def test_firings_without_a_rule_score_at_chance() -> None:
     rng = np.random.default_rng(0)
     pairs = [random_firings(rng) for _ in range(60)]
     scores = np.array([d.score for d in describe(statistics(), *map(list, zip(*pairs, strict=True)))], float)
-    found = summary(scores, SETTINGS)
-    assert found["detection_score"] == pytest.approx(0.5, abs=0.04)
-    assert found["detection_score_low"] < found["detection_score"] < found["detection_score_high"]
+    metrics = summary(scores, SETTINGS)
+    assert metrics["detection_score"] == pytest.approx(0.5, abs=0.04)
+    assert metrics["detection_score_low"] < metrics["detection_score"] < metrics["detection_score_high"]
 
 
 def test_too_little_text_gives_no_score() -> None:
@@ -175,16 +175,16 @@ def pairs(count: int) -> tuple[list[Evidence], list[Unseen]]:
 
 
 def test_a_server_describes_and_predicts_and_is_never_asked_twice(server: Server, tmp_path: Path) -> None:
-    found = describe(OpenAI(endpoint(server, tmp_path), 4), *pairs(12))
-    assert [d.score for d in found] == [1.0] * 12
-    assert found[3].description is not None
-    assert found[3].description.text == "the word volcano3x on one line"
+    described = describe(OpenAI(endpoint(server, tmp_path), 4), *pairs(12))
+    assert [d.score for d in described] == [1.0] * 12
+    assert described[3].description is not None
+    assert described[3].description.text == "the word volcano3x on one line"
     assert len(server.requests) == 24
     assert 1 < server.most_at_once <= 4
     assert set(server.keys) == {f"Bearer {KEY}"}
     assert all(request["model"] == "a-model" for request in server.requests)
 
-    assert describe(OpenAI(endpoint(server, tmp_path), 4), *pairs(12)) == found
+    assert describe(OpenAI(endpoint(server, tmp_path), 4), *pairs(12)) == described
     assert len(server.requests) == 24
 
 
@@ -252,8 +252,8 @@ def test_headers_from_the_environment_are_refused(server: Server, tmp_path: Path
 )
 def test_passing_trouble_is_tried_again(server: Server, tmp_path: Path, trouble: list[object]) -> None:
     server.misbehave = list(trouble)
-    (found,) = describe(OpenAI(endpoint(server, tmp_path, timeout=0.5), 1), *pairs(1))
-    assert found.score == 1.0
+    (described,) = describe(OpenAI(endpoint(server, tmp_path, timeout=0.5), 1), *pairs(1))
+    assert described.score == 1.0
     assert len(server.requests) == 2 + len(trouble)
 
 
@@ -286,7 +286,7 @@ def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_an_answer_that_says_nothing_leaves_the_latent_without_description(server: Server, tmp_path: Path) -> None:
     empty = json.dumps({"choices": [{"message": {"content": "I would rather not say."}}]})
     server.misbehave = [empty] * 3
-    assert [found.description for found in describe(OpenAI(endpoint(server, tmp_path), 1), *pairs(1))] == [None]
+    assert [described.description for described in describe(OpenAI(endpoint(server, tmp_path), 1), *pairs(1))] == [None]
     server.misbehave = [empty] * 3
     explainer = OpenAI(endpoint(server, tmp_path), 1)
     with pytest.raises(NoAnswerError):
@@ -301,8 +301,8 @@ def test_the_cost_cap_stops_before_it_is_passed_and_a_rerun_asks_for_the_rest(se
     assert "\n" not in str(caught.value)
     asked = len(server.requests)
     assert 1 <= asked <= 4
-    found = describe(OpenAI(endpoint(server, tmp_path, max_usd=1.0, **prices), 2), *pairs(6))
-    assert [d.score for d in found] == [1.0] * 6
+    described = describe(OpenAI(endpoint(server, tmp_path, max_usd=1.0, **prices), 2), *pairs(6))
+    assert [d.score for d in described] == [1.0] * 6
     assert len(server.requests) == 12
 
 

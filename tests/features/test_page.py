@@ -104,9 +104,9 @@ def test_a_latent_opens_with_its_contexts_effects_and_family(page: Page) -> None
     page.fill("#search", "word9999")
     page.click("#list a")
     page.wait_for_selector("#latent h2")
-    shown = page.inner_text("#latent")
+    text = page.inner_text("#latent")
     for part in ("Latent 9999", "The word9999 stands", "word9999", "cos 0.40", "80 %", "2 of 2", "2 on “word9999”"):
-        assert part in shown
+        assert part in text
     assert page.locator("#latent mark").inner_text() == "word9999"
     assert page.locator("#latent svg rect").count() == 4
     page.click("#latent a[href='#0'] >> nth=-1")

@@ -26,11 +26,11 @@ def test_gemma_scope_2_is_read_with_and_without_its_config(tmp_path, skip, confi
     model = load(folder)
     assert torch.allclose(model(X), expected(t, X), atol=1e-5)
     assert (model.config.input_scale, model.config.output_scale) == (1, 1)
-    said = model.config.provenance
-    assert said["layer"] == 9
-    assert said["model"] == "google/gemma-3-270m"
-    assert said["hf_hook_in"] == "model.layers.9.pre_feedforward_layernorm.output"
-    assert said["hf_hook_out"] == "model.layers.9.post_feedforward_layernorm.output"
+    provenance = model.config.provenance
+    assert provenance["layer"] == 9
+    assert provenance["model"] == "google/gemma-3-270m"
+    assert provenance["hf_hook_in"] == "model.layers.9.pre_feedforward_layernorm.output"
+    assert provenance["hf_hook_out"] == "model.layers.9.post_feedforward_layernorm.output"
     assert torch.equal(load(folder / "params.safetensors")(X), model(X)), "the file itself may be named"
 
 
@@ -38,9 +38,9 @@ def test_gemma_scope_is_read_and_says_that_its_input_has_no_gain(tmp_path):
     t = raw()
     model = load(foreign.gemma_scope(tmp_path, t))
     assert torch.allclose(model(X), expected(t, X), atol=1e-5)
-    said = model.config.provenance
-    assert (said["layer"], said["model"], model.config.k) == (3, "google/gemma-2-2b", 8)
-    assert said["gain_applied"] is False
+    provenance = model.config.provenance
+    assert (provenance["layer"], provenance["model"], model.config.k) == (3, "google/gemma-2-2b", 8)
+    assert provenance["gain_applied"] is False
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -204,10 +204,10 @@ def test_contradicting_settings_are_refused_in_one_line(tmp_path, make, message)
 def test_the_layer_of_a_file_in_a_set_is_known_or_asked_for(tmp_path, name, config, layer):
     folder = foreign.circuit_tracer(tmp_path, [raw()])
     (folder / "layer_0.safetensors").rename(folder / name)
-    said = (folder / "config.yaml").read_text()
+    provenance = (folder / "config.yaml").read_text()
     if config.startswith("model_kind"):
-        said = said.replace("model_kind: transcoder_set\n", "")
-    (folder / "config.yaml").write_text(said + config)
+        provenance = provenance.replace("model_kind: transcoder_set\n", "")
+    (folder / "config.yaml").write_text(provenance + config)
     refused(folder, rf"is a set of many layers; name one of its files, such as \S+/{name}")
     if isinstance(layer, int):
         assert load(folder / name).config.provenance["layer"] == layer
@@ -226,9 +226,9 @@ def test_an_autoencoder_of_gemma_scope_is_refused(tmp_path):
 def test_truncated_files_are_refused(tmp_path):
     second, first = foreign.gemma_scope_2(tmp_path, raw()), foreign.gemma_scope(tmp_path, raw())
     for file in (second / "params.safetensors", first / "params.npz"):
-        whole = file.read_bytes()
-        for size in (0, 5, 100, len(whole) - 200):
-            file.write_bytes(whole[:size])
+        content = file.read_bytes()
+        for size in (0, 5, 100, len(content) - 200):
+            file.write_bytes(content[:size])
             refused(file.parent, r"not (whole safetensors|a whole npz file).*; delete it and download it again")
     (second / "config.json").write_text('{"architecture": ')
     (second / "params.safetensors").unlink()

@@ -18,7 +18,7 @@ from transcoders.core.files import cache_folder, fingerprint, replacing
 
 Place = Path | str
 """A local path, or a URL as text."""
-WEIGHTS, SETTINGS = (".safetensors", ".npz"), (".json", ".yaml")
+WEIGHT_SUFFIXES, SETTINGS_SUFFIXES = (".safetensors", ".npz"), (".json", ".yaml")
 EXTRAS = {"s3": "s3", "s3a": "s3"}
 """Protocol -> the extra of pyproject.toml that brings its package."""
 
@@ -136,7 +136,7 @@ def zarr_store(where: Place, *, read_only: bool = False) -> Any:
         return where
     from zarr.storage import FsspecStore
 
-    class Whole(FsspecStore):
+    class StrictStore(FsspecStore):
         """Read a store whose every chunk is written."""
 
         async def get(self, key: str, *arguments: Any, **options: Any) -> Any:
@@ -146,7 +146,7 @@ def zarr_store(where: Place, *, read_only: bool = False) -> Any:
             return value
 
     with explain_errors(where):
-        return (Whole if read_only else FsspecStore).from_url(where, read_only=read_only)
+        return (StrictStore if read_only else FsspecStore).from_url(where, read_only=read_only)
 
 
 def fetched(url: str, patterns: Sequence[str]) -> Path:
@@ -160,29 +160,31 @@ def fetched(url: str, patterns: Sequence[str]) -> Path:
     """
     with explain_errors(url):
         file_system, root = _file_system(url)
-        is_file = PurePosixPath(root).suffix in WEIGHTS
-        folder, own = root.rpartition("/")[::2] if is_file else (root, "")
-        found = {}
+        is_file = PurePosixPath(root).suffix in WEIGHT_SUFFIXES
+        folder, file_name = root.rpartition("/")[::2] if is_file else (root, "")
+        entries = {}
         for entry in file_system.ls(folder, detail=True):
             name = PurePosixPath(entry["name"]).name
             matches = any(fnmatch(name, pattern) for pattern in patterns)
-            if name == own or (matches and (not is_file or name.endswith(SETTINGS))):
-                found[name] = file_system.info(entry["name"])
-        if not found or (is_file and own not in found):
-            raise UserError(f"{redacted(url)}: holds none of {', '.join([own] if own else patterns)}; correct the URL")
+            if name == file_name or (matches and (not is_file or name.endswith(SETTINGS_SUFFIXES))):
+                entries[name] = file_system.info(entry["name"])
+        if not entries or (is_file and file_name not in entries):
+            raise UserError(
+                f"{redacted(url)}: holds none of {', '.join([file_name] if file_name else patterns)}; correct the URL"
+            )
         home = cache_folder("models") / fingerprint(url)
-        target = home / fingerprint(sorted(found.items()))
+        target = home / fingerprint(sorted(entries.items()))
         if not target.is_dir():
             with replacing(target) as temporary:
                 temporary.mkdir()
-                for name, entry in found.items():
+                for name, entry in entries.items():
                     file_system.get_file(entry["name"], str(temporary / name))
                     if entry.get("size") not in (None, (temporary / name).stat().st_size):
                         raise UserError(f"{redacted(url)}/{name}: arrived cut off; run again")
             for old in home.iterdir():
                 if old != target and not old.name.startswith("."):
                     shutil.rmtree(old, ignore_errors=True)
-    return target / own
+    return target / file_name
 
 
 @contextmanager

@@ -77,8 +77,8 @@ def gather(observer: Observer, effects: Effects, texts: Texts) -> Latents:
 def contexts_of(keeper: Keeper, latent: int, texts: Texts) -> list[Context]:
     """Return what a keeper holds for a latent, largest key first."""
     slots = keeper.of(latent)
-    found = zip(keeper.fields["tokens"][latent][slots], keeper.fields["values"][latent][slots], strict=True)
-    return [Context(texts.of(tokens), values[tokens != PAD].tolist()) for tokens, values in found]
+    windows = zip(keeper.fields["tokens"][latent][slots], keeper.fields["values"][latent][slots], strict=True)
+    return [Context(texts.of(tokens), values[tokens != PAD].tolist()) for tokens, values in windows]
 
 
 def _unseen(observer: Observer, latent: int, texts: Texts, silent: list[list[str]]) -> Unseen:
@@ -113,14 +113,14 @@ def describe(explainer: Explainer, evidence: list[Evidence], unseen: list[Unseen
 
     pairs = list(zip(evidence, unseen, strict=True))
     bar = tqdm(desc=f"describe ({explainer.name})", total=len(pairs), unit="latent")
-    found = []
+    results = []
     with bar, ThreadPoolExecutor(explainer.concurrency) as pool:
         futures = [pool.submit(work, pair) for pair in pairs]
         try:
             for future in futures:
-                found.append(future.result())
+                results.append(future.result())
                 bar.update()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return found
+    return results

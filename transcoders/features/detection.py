@@ -30,9 +30,9 @@ def detection_score(explainer: Explainer, description: Description, unseen: Unse
         return None
     windows = [(tokens, True) for tokens in unseen.active] + [(tokens, False) for tokens in unseen.silent]
     order = np.random.default_rng(len(windows)).permutation(len(windows))
-    said = explainer.detect(description, [windows[i][0] for i in order])
+    answers = explainer.detect(description, [windows[i][0] for i in order])
     right = {True: 0, False: 0}
-    for i, answer in zip(order, said, strict=True):
+    for i, answer in zip(order, answers, strict=True):
         right[windows[i][1]] += answer == windows[i][1]
     return (right[True] / len(unseen.active) + right[False] / len(unseen.silent)) / 2
 
@@ -53,15 +53,15 @@ def summary(scores: NDArray[np.float64], settings: DescribeSettings, prefix: str
     Latents without a score (NaN) are left out; without any, only their number is given.
     """
     known = scores[~np.isnan(scores)]
-    found = {f"{prefix}scored": float(len(known))}
+    metrics = {f"{prefix}scored": float(len(known))}
     if len(known):
         rng = np.random.default_rng(settings.seed)
         means = [rng.choice(known, len(known)).mean() for _ in range(settings.bootstrap)]
         low, high = np.percentile(means, [2.5, 97.5])
-        found |= {
+        metrics |= {
             f"{prefix}detection_score": float(known.mean()),
             f"{prefix}detection_score_low": float(low),
             f"{prefix}detection_score_high": float(high),
             f"{prefix}detection_above_0.7": float((known > GOOD).mean()),
         }
-    return found
+    return metrics

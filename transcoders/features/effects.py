@@ -82,13 +82,13 @@ def effects_of(rows: Float[Tensor, "latents d"], unembedding: Unembedding, count
     """
     weight = unembedding.weight[unembedding.named]
     mean = weight.mean(0)
-    found: list[tuple[Tensor, ...]] = []
+    blocks: list[tuple[Tensor, ...]] = []
     for part in rows.split(ROWS):
         directions = part * unembedding.gain
         logits = directions @ weight.T - (directions @ mean)[:, None]
         most, least = logits.topk(count), logits.topk(count, largest=False)
-        found.append((unembedding.named[most.indices], most.values, unembedding.named[least.indices], least.values))
-    return Effects(*(torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True)))
+        blocks.append((unembedding.named[most.indices], most.values, unembedding.named[least.indices], least.values))
+    return Effects(*(torch.cat(parts).cpu().numpy() for parts in zip(*blocks, strict=True)))
 
 
 @torch.no_grad()
@@ -133,10 +133,12 @@ def relatives(observer: Observer) -> tuple[list[Relatives], list[Relatives]]:
         for parent, value in zip(ids_of, shares, strict=True):
             children[parent].latent.append(child)
             children[parent].share.append(value)
-    return parents, [_strongest(found, observer.firings) for found in children]
+    return parents, [_strongest(candidates, observer.firings) for candidates in children]
 
 
-def _strongest(found: Relatives, firings: NDArray[np.int64]) -> Relatives:
+def _strongest(candidates: Relatives, firings: NDArray[np.int64]) -> Relatives:
     """Return the children that share most of the parent's firings: many of theirs, and many at all."""
-    order = sorted(range(len(found.latent)), key=lambda i: -found.share[i] * firings[found.latent[i]])[: 2 * RELATIVES]
-    return Relatives([found.latent[i] for i in order], [found.share[i] for i in order])
+    order = sorted(range(len(candidates.latent)), key=lambda i: -candidates.share[i] * firings[candidates.latent[i]])[
+        : 2 * RELATIVES
+    ]
+    return Relatives([candidates.latent[i] for i in order], [candidates.share[i] for i in order])

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transcoders.activations.store import Store
 from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.features.blocks import Block, whole_contexts
+from transcoders.features.blocks import Block, complete_contexts
 from transcoders.features.keep import Admitted, Histograms, Keeper
 from transcoders.features.settings import FeatureSettings
 
@@ -95,8 +95,8 @@ class Observer:
     def _show(
         self, firings: Firings, block: Block, hidden: NDArray[np.bool_], csr: tuple[NDArray[np.int64], ...]
     ) -> None:
-        kept = ~hidden[firings.row]
-        latent, row, value = firings.latent[kept], firings.row[kept], firings.value[kept]
+        visible = ~hidden[firings.row]
+        latent, row, value = firings.latent[visible], firings.row[visible], firings.value[visible]
         if not len(latent):
             return
         best = _best_of_groups(latent, block.context[row], value)
@@ -136,18 +136,18 @@ class Observer:
         rows = starts[:, None] + np.arange(window)
         tokens = np.where(np.arange(window) < sizes[:, None], block.token[rows.clip(max=len(number) - 1)], PAD)
         # A window that a context's end cuts short would be told apart by its length.
-        whole, of_test = sizes * 2 > window, hidden[starts]
-        for words in tokens[whole & ~of_test]:
+        long_enough, of_test = sizes * 2 > window, hidden[starts]
+        for words in tokens[long_enough & ~of_test]:
             self.windows += 1
             self.words.update(set(words[words != PAD].tolist()))
         place = number[firings.row]
-        usable = (whole & of_test)[place]
+        usable = (long_enough & of_test)[place]
         pairs = np.unique(firings.latent[usable] * len(starts) + place[usable])
         latent, tile = pairs // len(starts), pairs % len(starts)
         admitted = self.active.offer(latent, self._rng.random(len(latent)))
         chosen = tile[admitted.candidate]
         self.active.file(admitted, tokens=tokens[chosen], document=block.document[starts[chosen]])
-        tiles = np.flatnonzero(whole & of_test)
+        tiles = np.flatnonzero(long_enough & of_test)
         admitted = self.pool.offer(np.zeros(len(tiles), np.int64), self._rng.random(len(tiles)))
         chosen = tiles[admitted.candidate]
         fires = np.zeros((len(starts), len(self.firings)), np.bool_)
@@ -163,7 +163,7 @@ def observe(model: Transcoder, store: Store, held_out: NDArray[np.bool_], settin
     """
     observer = Observer(model, held_out, settings)
     with tqdm(desc="features", total=min(settings.tokens, store.tokens), unit="tok", unit_scale=True) as bar:
-        for block in whole_contexts(store, settings.tokens, model.W_enc.device):
+        for block in complete_contexts(store, settings.tokens, model.W_enc.device):
             observer.add(block)
             bar.update(len(block.token))
     if not observer.firings.any():

@@ -32,9 +32,9 @@ class OpenAI:
 
     def describe(self, evidence: Evidence) -> Description:
         """Ask one question for a description."""
-        shown = [*evidence.top[: CONTEXTS // 2], *evidence.sampled[: CONTEXTS // 2]]
-        largest = max((value for context in shown for value in context.values), default=1.0)
-        excerpts = "\n".join(f"{i}. {_marked(context, largest)}" for i, context in enumerate(shown, 1))
+        contexts = [*evidence.top[: CONTEXTS // 2], *evidence.sampled[: CONTEXTS // 2]]
+        largest = max((value for context in contexts for value in context.values), default=1.0)
+        excerpts = "\n".join(f"{i}. {_marked(context, largest)}" for i, context in enumerate(contexts, 1))
         question = f"Excerpts:\n{excerpts}\n\nPromoted tokens: {', '.join(map(json.dumps, evidence.promoted))}"
         return Description(self._endpoint.ask(_messages(DESCRIBE, question), _read_description), self.name)
 
@@ -68,11 +68,11 @@ def _read_description(content: str) -> str:
 def _json_of(content: str) -> dict[str, Any]:
     """Return the JSON object in an answer; models put words or code fences around it."""
     try:
-        found = json.loads(content[content.index("{") : content.rindex("}") + 1])
+        parsed = json.loads(content[content.index("{") : content.rindex("}") + 1])
     except ValueError:
         raise ValueError("the answer holds no JSON object") from None
-    assert isinstance(found, dict)
-    return found
+    assert isinstance(parsed, dict)
+    return parsed
 
 
 def _marked(context: Context, largest: float) -> str:

@@ -73,15 +73,15 @@ class Statistics:
         """Return the words that tell most about whether a window holds a firing (largest G statistic)."""
         n = len(contexts)
         held = Counter(name for context in contexts for name in {word(token) for token in context.tokens})
-        found = []
+        candidates = []
         for name, count in held.items():
             usual = (self._words.get(name, 0) + 0.5) / (self._windows + 1)
             share = (count + SMOOTHING * usual) / (n + SMOOTHING)
             if name not in triggers and count > 1 and share > usual:
                 log_ratio = math.log(share / usual)
                 gain = share * log_ratio + (1 - share) * math.log((1 - share) / (1 - usual)) if share < 1 else log_ratio
-                found.append((-gain, name, log_ratio))
-        return {name: log_ratio for _, name, log_ratio in sorted(found)[: self._settings.companions]}
+                candidates.append((-gain, name, log_ratio))
+        return {name: log_ratio for _, name, log_ratio in sorted(candidates)[: self._settings.companions]}
 
     @staticmethod
     def _text(fired: Counter[str], companions: Iterable[str], evidence: Evidence) -> str:

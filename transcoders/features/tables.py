@@ -105,13 +105,13 @@ def _quantile_slots(observer: Observer, latent: int) -> list[tuple[int, int]]:
     centre = 2 * observer.settings.window // 3
     strength = keeper.fields["values"][latent][slots, centre]
     order = slots[np.argsort(strength, kind="stable")]
-    found, seen = [], set()
+    slots_of_quarters, seen = [], set()
     for quarter, part in reversed(list(enumerate(np.array_split(order, QUANTILES), 1))):
         taken = 0
         for slot in part[::-1].tolist():
             context = int(keeper.fields["context"][latent, slot])
             if taken < PER_QUANTILE and context not in seen:
                 seen.add(context)
-                found.append((quarter, slot))
+                slots_of_quarters.append((quarter, slot))
                 taken += 1
-    return found
+    return slots_of_quarters

@@ -12,14 +12,19 @@ from transcoders.core.errors import UserError
 from transcoders.core.files import read_yaml, replacing
 from transcoders.core.tensors import save_tensors
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.formats.build import Stored, build, check_settings
+from transcoders.formats.build import Placement, build, check_settings
 from transcoders.formats.locate import Source
 from transcoders.formats.weights import open_weights
 
 CONFIG = "config.yaml"
-TENSORS = {"W_enc": Stored("W_enc"), "b_enc": Stored("b_enc"), "W_dec": Stored("W_dec"), "b_dec": Stored("b_dec")}
-THRESHOLD = {"threshold": Stored("activation_function.threshold")}
-SKIP = {"W_skip": Stored("W_skip")}
+TENSORS = {
+    "W_enc": Placement("W_enc"),
+    "b_enc": Placement("b_enc"),
+    "W_dec": Placement("W_dec"),
+    "b_dec": Placement("b_dec"),
+}
+THRESHOLD = {"threshold": Placement("activation_function.threshold")}
+SKIP = {"W_skip": Placement("W_skip")}
 HARMLESS = "model_name feature_input_hook feature_output_hook scan transcoders repo_id revision subfolder fidelity"
 HOOKS = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "hook_mlp_out"}
 """What the MLP receives and what the block adds, in the names of circuit-tracer's model."""
@@ -28,25 +33,25 @@ HOOKS = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "hook_mlp_o
 def read(source: Source, device: torch.device | str) -> Transcoder:
     """Read one layer of a set; ``source.folder`` is the file itself."""
     file = source.folder
-    said = read_yaml(file.parent / CONFIG, str(file.parent / CONFIG))
+    settings = read_yaml(file.parent / CONFIG, str(file.parent / CONFIG))
     for key in HOOKS:
-        if not isinstance(said, dict) or not isinstance(said.get(key), str):
+        if not isinstance(settings, dict) or not isinstance(settings.get(key), str):
             raise UserError(f"{file.parent / CONFIG}: {key} is missing; it says what the transcoders read and predict")
-    if not isinstance(said.get("model_name"), str | None):
+    if not isinstance(settings.get("model_name"), str | None):
         raise UserError(f"{file.parent / CONFIG}: model_name is no text; correct it")
-    check_settings(file.parent / CONFIG, said, HARMLESS, {"model_kind": "transcoder_set"})
+    check_settings(file.parent / CONFIG, settings, HARMLESS, {"model_kind": "transcoder_set"})
     weights = open_weights(file)
     jumps = THRESHOLD["threshold"].name in weights.tensors
     layout = TENSORS | (THRESHOLD if jumps else {}) | (SKIP if "W_skip" in weights.tensors else {})
-    layer = _layer(file, said.get("transcoders"))
-    hooks = {key: f"blocks.{layer}.{said[full]}" for key, full in zip(("hook_in", "hook_out"), HOOKS, strict=True)}
+    layer = _layer(file, settings.get("transcoders"))
+    hooks = {key: f"blocks.{layer}.{settings[full]}" for key, full in zip(("hook_in", "hook_out"), HOOKS, strict=True)}
     provenance = {
         "source": source.name,
         "format": "circuit-tracer",
         "layer": layer,
-        "model": said.get("model_name"),
+        "model": settings.get("model_name"),
         **hooks,
-        "gain_applied": said["feature_input_hook"] != "ln2.hook_normalized",
+        "gain_applied": settings["feature_input_hook"] != "ln2.hook_normalized",
     }
     return build(weights, layout, "jumprelu" if jumps else "relu", None, provenance, device)
 

@@ -104,26 +104,26 @@ def calibrate(model: Transcoder, samples: Samples) -> Float[Tensor, "d_hidden"]:
     for batch in samples.calibration():
         chosen = model.encode(batch.x)
         least.scatter_reduce_(0, chosen.indices.long().cpu(), chosen.values.cpu(), "amin")
-    indices, values, kept = [], [], []
+    indices, values, by_topk = [], [], []
     for batch in samples.calibration():  # nothing below its latent's least chosen value matters
         above = kernels.threshold_encode(batch.x, model.W_enc, model.b_enc, least.to(batch.x) * (1 - MARGIN))
         dense = model.encode(batch.x).dense()
         indices.append(above.indices.long().cpu())
         values.append(above.values.cpu())
-        kept.append((dense[above.rows(), above.indices.long()] > 0).cpu())
-    return _best_thresholds(torch.cat(indices), torch.cat(values), torch.cat(kept), d_hidden).to(model.W_enc)
+        by_topk.append((dense[above.rows(), above.indices.long()] > 0).cpu())
+    return _best_thresholds(torch.cat(indices), torch.cat(values), torch.cat(by_topk), d_hidden).to(model.W_enc)
 
 
 def _best_thresholds(
-    indices: Int[Tensor, "n"], values: Float[Tensor, "n"], kept: Bool[Tensor, "n"], d_hidden: int
+    indices: Int[Tensor, "n"], values: Float[Tensor, "n"], by_topk: Bool[Tensor, "n"], d_hidden: int
 ) -> Float[Tensor, "d_hidden"]:
     """Return, of each latent's candidates, the cut with the least sum of squares on its wrong sides."""
     order = values.argsort()
     order = order[indices[order].argsort(stable=True)]
-    values, kept, indices = values[order].double(), kept[order], indices[order]
+    values, by_topk, indices = values[order].double(), by_topk[order], indices[order]
     ends = torch.bincount(indices, minlength=d_hidden).cumsum(0)
     # A cut after entry j turns it and those before it away: right where TopK did too.
-    gain = torch.where(kept, -1.0, 1.0) * values.square()
+    gain = torch.where(by_topk, -1.0, 1.0) * values.square()
     threshold = torch.full((d_hidden,), torch.nan)
     for latent, (start, stop) in enumerate(pairwise([0, *ends.tolist()])):
         if start == stop:

@@ -8,26 +8,26 @@ import torch
 from transcoders.core.errors import UserError
 from transcoders.core.files import read_json
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.formats.build import Stored, build, check_settings
+from transcoders.formats.build import Placement, build, check_settings
 from transcoders.formats.locate import Source
 from transcoders.formats.weights import DOWNLOAD, open_weights
 
 FIRST = {
-    "W_enc": Stored("W_enc", transposed=True),
-    "b_enc": Stored("b_enc"),
-    "W_dec": Stored("W_dec"),
-    "b_dec": Stored("b_dec"),
-    "threshold": Stored("threshold"),
+    "W_enc": Placement("W_enc", transposed=True),
+    "b_enc": Placement("b_enc"),
+    "W_dec": Placement("W_dec"),
+    "b_dec": Placement("b_dec"),
+    "threshold": Placement("threshold"),
 }
 SECOND = {
-    "W_enc": Stored("w_enc", transposed=True),
-    "b_enc": Stored("b_enc"),
-    "W_dec": Stored("w_dec"),
-    "b_dec": Stored("b_dec"),
-    "threshold": Stored("threshold"),
+    "W_enc": Placement("w_enc", transposed=True),
+    "b_enc": Placement("b_enc"),
+    "W_dec": Placement("w_dec"),
+    "b_dec": Placement("b_dec"),
+    "threshold": Placement("threshold"),
 }
 HARMLESS = "architecture model_name hf_hook_point_in hf_hook_point_out affine_connection width l0 type"
-AFFINE = {"W_skip": Stored("affine_skip_connection", transposed=True)}  # [d_in, d_out]
+AFFINE = {"W_skip": Placement("affine_skip_connection", transposed=True)}  # [d_in, d_out]
 
 
 def read_first(source: Source, device: torch.device | str) -> Transcoder:
@@ -75,11 +75,11 @@ def read_second(source: Source, device: torch.device | str) -> Transcoder:
         "hf_hook_out": config["hf_hook_point_out"],
         "gain_applied": True,
     }
-    found = AFFINE["W_skip"].name in weights.tensors
-    if found != affine:
+    has_affine = AFFINE["W_skip"].name in weights.tensors
+    if has_affine != affine:
         raise UserError(
             f"{source.name}: affine_connection is {str(affine).lower()}, but params.safetensors "
-            f"{'holds' if found else 'lacks'} {AFFINE['W_skip'].name}; the two files are not of one transcoder"
+            f"{'holds' if has_affine else 'lacks'} {AFFINE['W_skip'].name}; the two files are not of one transcoder"
         )
     return build(weights, SECOND | AFFINE if affine else SECOND, "jumprelu", None, provenance, device)
 
@@ -107,10 +107,12 @@ def _config(source: Source) -> dict[str, Any]:
 
 
 def _layer(config: dict[str, Any], source: Source) -> int | None:
-    said, named = _number(r"layers\.(\d+)\.", config["hf_hook_point_in"]), _number(r"layer_(\d+)", source.path)
-    if said is not None and named is not None and said != named:
-        raise UserError(f"{source.name}: config.json says layer {said}, the folder's name layer {named}; which is it?")
-    return named if said is None else said
+    configured, named = _number(r"layers\.(\d+)\.", config["hf_hook_point_in"]), _number(r"layer_(\d+)", source.path)
+    if configured is not None and named is not None and configured != named:
+        raise UserError(
+            f"{source.name}: config.json says layer {configured}, the folder's name layer {named}; which is it?"
+        )
+    return named if configured is None else configured
 
 
 def _model_name(name: str | None) -> str | None:
@@ -122,5 +124,5 @@ def _model_name(name: str | None) -> str | None:
 
 
 def _number(pattern: str, text: str) -> int | None:
-    found = re.search(pattern, text)
-    return int(found[1]) if found else None
+    match = re.search(pattern, text)
+    return int(match[1]) if match else None

@@ -45,14 +45,14 @@ def locate(reference: str) -> Source:
     """
     local = place(reference)
     if isinstance(local, str):  # a set's layers are large: one of them must be named
-        found = fetched(local, [name for name in FILES if not name.startswith("layer_")])
-        return Source(redacted(local), found, redacted(local))
+        downloaded = fetched(local, [name for name in FILES if not name.startswith("layer_")])
+        return Source(redacted(local), downloaded, redacted(local))
     if local.exists() or not is_hub_reference(reference):
         return Source(reference, local, str(local.resolve()))
     repo, _, folder = reference.partition(":")
     folder = folder.strip("/")
-    found = download(repo, folder)
-    return Source(reference, found, f"{repo}/{folder}")
+    downloaded = download(repo, folder)
+    return Source(reference, downloaded, f"{repo}/{folder}")
 
 
 def is_hub_reference(reference: str) -> bool:

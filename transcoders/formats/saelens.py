@@ -10,19 +10,19 @@ from transcoders.core.files import read_json, write_json
 from transcoders.core.tensors import save_tensors
 from transcoders.dictionary.names import EncoderName
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.formats.build import Stored, build, check_settings
+from transcoders.formats.build import Placement, build, check_settings
 from transcoders.formats.locate import Source
 from transcoders.formats.weights import DOWNLOAD, open_weights
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 TENSORS = {
-    "W_enc": Stored("W_enc", transposed=True),
-    "b_enc": Stored("b_enc"),
-    "W_dec": Stored("W_dec"),
-    "b_dec": Stored("b_dec"),
+    "W_enc": Placement("W_enc", transposed=True),
+    "b_enc": Placement("b_enc"),
+    "W_dec": Placement("W_dec"),
+    "b_dec": Placement("b_dec"),
 }
-THRESHOLD = {"threshold": Stored("threshold")}
-SKIP = {"W_skip": Stored("W_skip")}
+THRESHOLD = {"threshold": Placement("threshold")}
+SKIP = {"W_skip": Placement("W_skip")}
 ARCHITECTURES: dict[str, tuple[EncoderName, bool]] = {
     "transcoder": ("relu", False),
     "skip_transcoder": ("relu", True),
@@ -64,27 +64,27 @@ def read(source: Source, device: torch.device | str) -> Transcoder:
     encoder, skip = ARCHITECTURES[architecture]
     layout = TENSORS | (THRESHOLD if encoder == "jumprelu" else {}) | (SKIP if skip else {})
     model = build(open_weights(source.folder / WEIGHTS), layout, encoder, None, _provenance(config, source), device)
-    for key, found in (("d_in", model.config.d_in), ("d_out", model.config.d_out), ("d_sae", model.config.d_hidden)):
-        if config.get(key) != found:
-            raise UserError(f"{source.name}: {CONFIG} says {key} = {config.get(key)}, {WEIGHTS} {found}; which is it?")
+    for key, size in (("d_in", model.config.d_in), ("d_out", model.config.d_out), ("d_sae", model.config.d_hidden)):
+        if config.get(key) != size:
+            raise UserError(f"{source.name}: {CONFIG} says {key} = {config.get(key)}, {WEIGHTS} {size}; which is it?")
     return model
 
 
 def _provenance(config: dict[str, Any], source: Source) -> dict[str, Any]:
-    said = config.get("metadata") or {}
-    if not isinstance(said, dict):
+    metadata = config.get("metadata") or {}
+    if not isinstance(metadata, dict):
         raise UserError(f"{source.name}: metadata in {CONFIG} is no object; expected one with model_name and hook_name")
-    hook = str(said.get("hook_name") or "")
+    hook = str(metadata.get("hook_name") or "")
     parts = [int(part) for part in hook.split(".") if part.isdigit()]
     return {
         "source": source.name,
         "format": "saelens",
         "layer": parts[0] if parts else None,
-        "model": said.get("model_name"),
+        "model": metadata.get("model_name"),
         "hook_in": hook or None,
-        "hook_out": said.get("hook_name_out"),
-        "hf_hook_in": said.get("hf_hook_name"),
-        "hf_hook_out": said.get("hf_hook_name_out"),
+        "hook_out": metadata.get("hook_name_out"),
+        "hf_hook_in": metadata.get("hf_hook_name"),
+        "hf_hook_out": metadata.get("hf_hook_name_out"),
         "gain_applied": not hook.endswith("ln2.hook_normalized"),
     }
 
@@ -96,7 +96,7 @@ def write(model: Transcoder, folder: Path, metadata: dict[str, Any]) -> None:
     encoder: EncoderName = "relu" if config.encoder == "relu" else "jumprelu"
     tensors = {name: value.T if name == "W_enc" else value for name, value in model.named_parameters()}
     save_tensors(folder / WEIGHTS, tensors)
-    said = config.provenance
+    provenance = config.provenance
     write_json(
         folder / CONFIG,
         {
@@ -108,11 +108,11 @@ def write(model: Transcoder, folder: Path, metadata: dict[str, Any]) -> None:
             "device": "cpu",
             **PLAIN,
             "metadata": {
-                "model_name": said.get("model"),
-                "hook_name": said.get("hook_in"),
-                "hook_name_out": said.get("hook_out"),
-                "hf_hook_name": said.get("hf_hook_in"),
-                "hf_hook_name_out": said.get("hf_hook_out"),
+                "model_name": provenance.get("model"),
+                "hook_name": provenance.get("hook_in"),
+                "hook_name_out": provenance.get("hook_out"),
+                "hf_hook_name": provenance.get("hf_hook_in"),
+                "hf_hook_name_out": provenance.get("hf_hook_out"),
                 "prepend_bos": True,
                 **metadata,
             },

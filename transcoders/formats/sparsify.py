@@ -10,18 +10,18 @@ from transcoders.core.errors import UserError
 from transcoders.core.files import read_json, write_json
 from transcoders.core.tensors import save_tensors
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.formats.build import Stored, build, check_settings
+from transcoders.formats.build import Placement, build, check_settings
 from transcoders.formats.locate import Source
 from transcoders.formats.weights import DOWNLOAD, open_weights
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 TENSORS = {
-    "W_enc": Stored("encoder.weight"),
-    "b_enc": Stored("encoder.bias"),
-    "W_dec": Stored("W_dec"),
-    "b_dec": Stored("b_dec"),
+    "W_enc": Placement("encoder.weight"),
+    "b_enc": Placement("encoder.bias"),
+    "W_dec": Placement("W_dec"),
+    "b_dec": Placement("b_dec"),
 }
-SKIP = {"W_skip": Stored("W_skip")}
+SKIP = {"W_skip": Placement("W_skip")}
 ACTIVATIONS = ("topk", "groupmax")
 HARMLESS = """activation expansion_factor normalize_decoder num_latents k multi_topk skip_connection transcode d_in
     metadata"""

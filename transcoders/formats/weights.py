@@ -26,7 +26,7 @@ MOST_DEFLATED = 1032
 """Deflate makes nothing smaller than by this factor."""
 
 
-class Stored(NamedTuple):
+class TensorHeader(NamedTuple):
     """Hold what a file says of a tensor before it is read."""
 
     shape: Shape
@@ -37,7 +37,7 @@ class Weights(Protocol):
     """Open a file of named tensors."""
 
     path: Path
-    tensors: dict[str, Stored]
+    tensors: dict[str, TensorHeader]
 
     def pieces(self, name: str) -> Iterable[tuple[slice, Tensor]]:
         """Yield consecutive rows of a tensor, and where they go; only one piece is in memory."""
@@ -65,7 +65,9 @@ class SafeTensors:
         try:
             with safe_open(path, framework="pt") as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 — not a dict
-                self.tensors = {n: Stored(tuple(s.get_shape()), _dtype(s.get_dtype(), path)) for n, s in slices.items()}
+                self.tensors = {
+                    n: TensorHeader(tuple(s.get_shape()), _dtype(s.get_dtype(), path)) for n, s in slices.items()
+                }
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not whole safetensors ({error}); {DOWNLOAD}") from None
 
@@ -100,7 +102,7 @@ class Npz:
         except BROKEN as error:
             raise UserError(f"{path}: not a whole npz file ({error}); {DOWNLOAD}") from None
 
-    def _header(self, archive: zipfile.ZipFile, member: str) -> Stored:
+    def _header(self, archive: zipfile.ZipFile, member: str) -> TensorHeader:
         with archive.open(member) as file:
             if not member.endswith(".npy"):
                 raise UserError(f"{self.path}: holds {member}, not only arrays, and is not opened; ask for safetensors")
@@ -115,7 +117,7 @@ class Npz:
         claimed = math.prod(shape) * dtype.itemsize
         if min(shape, default=1) < 0 or claimed > min(held.file_size, MOST_DEFLATED * held.compress_size):
             raise ValueError(f"{member} claims {list(shape)} numbers, which it has no room for")
-        return Stored(shape, getattr(torch, str(dtype)))
+        return TensorHeader(shape, getattr(torch, str(dtype)))
 
     def pieces(self, name: str) -> Iterable[tuple[slice, Tensor]]:
         """See ``Weights``; here a tensor is one piece."""
