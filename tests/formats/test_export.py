@@ -25,8 +25,14 @@ HASH = "h" * 64
 def trained(layer=0, **changes):
     """A transcoder whose latents answer to single inputs, in scaled units."""
     config = {"d_in": D, "d_out": D, "d_hidden": F, "k": 4, "input_scale": 2.0, "output_scale": 10.0}
-    provenance = {"layer": layer, "model": "gemma-3-270m", "model_hash": HASH, "hook_in": "blocks.0.mlp.hook_in",
-                  "hook_out": "blocks.0.hook_mlp_out", "train": {"epochs": 3}}  # fmt: skip
+    provenance = {
+        "layer": layer,
+        "model": "gemma-3-270m",
+        "model_hash": HASH,
+        "hook_in": "blocks.0.mlp.hook_in",
+        "hook_out": "blocks.0.hook_mlp_out",
+        "train": {"epochs": 3},
+    }
     model = Transcoder(TranscoderConfig(**(config | {"provenance": provenance} | changes)))
     generator = torch.Generator().manual_seed(layer)
     for name, parameter in model.named_parameters():
@@ -139,7 +145,7 @@ def test_calibrating_beats_any_single_threshold():
         ([trained(encoder="relu"), trained(encoder="relu")], "circuit-tracer", r"named twice"),
         ([trained(encoder="relu"), trained(1, encoder="relu", d_hidden=20)], "circuit-tracer", r"one d_hidden .*40"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path, runs, target, message):
     with pytest.raises(UserError, match=message):
         export([Trained(f"run-{i}", model, None, None) for i, model in enumerate(runs)], target, tmp_path / "out")
@@ -158,9 +164,13 @@ def test_the_command_reads_runs_activations_and_metrics(tmp_path):
     def run(*arguments, status=0):
         env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HF_TOKEN": ""}
         done = subprocess.run(
-            [sys.executable, "-m", "transcoders", "export", *arguments], cwd=tmp_path, env=env,
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            [sys.executable, "-m", "transcoders", "export", *arguments],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == status, done.stderr
         return done.stderr
 

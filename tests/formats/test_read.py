@@ -102,14 +102,19 @@ print(status("VmHWM") - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's memory counters")
 def test_a_wide_file_is_read_within_its_own_size_and_a_tenth(tmp_path):
-    wide = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in {
-        "W_enc": (131072, 640), "W_dec": (131072, 640), "b_enc": (131072,), "b_dec": (640,), "threshold": (131072,)
-    }.items()}  # fmt: skip
+    wide = {
+        name: torch.zeros(shape, dtype=torch.bfloat16)
+        for name, shape in {
+            "W_enc": (131072, 640),
+            "W_dec": (131072, 640),
+            "b_enc": (131072,),
+            "b_dec": (640,),
+            "threshold": (131072,),
+        }.items()
+    }
     folder = foreign.gemma_scope_2(tmp_path / "wide", wide)
     small = foreign.gemma_scope_2(tmp_path / "small", raw())
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, folder, small], capture_output=True, text=True, check=False
-    )  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", MEASURE, folder, small], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     size = (folder / "params.safetensors").stat().st_size
     assert size > 300e6
@@ -182,7 +187,7 @@ def refused(path, message):
         (lambda p: foreign.saelens(p, raw(), input_shift=2.0), r"cfg\.json: 'input_shift' is no setting"),
         (lambda p: foreign.gemma_scope_2(p, raw(), temperature=2), r"config\.json: 'temperature' is no setting"),
     ],
-)  # fmt: skip
+)
 def test_contradicting_settings_are_refused_in_one_line(tmp_path, make, message):
     refused(make(tmp_path), message)
 
