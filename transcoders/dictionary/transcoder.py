@@ -7,13 +7,14 @@ from typing import NamedTuple, Self
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from transcoders import kernels
 from transcoders.core.errors import DAMAGE, UserError
-from transcoders.core.files import replacing, sha256_of, write_json
+from transcoders.core.files import sha256_of, write_json
 from transcoders.core.places import place, writing
+from transcoders.core.tensors import save_tensors
 from transcoders.dictionary.config import PER_LATENT, TranscoderConfig
 from transcoders.dictionary.encoders import ENCODERS, Encoder
 from transcoders.kernels import SparseLatents
@@ -175,10 +176,8 @@ class Transcoder(nn.Module):
         Raises:
             UserError: the URL cannot be written to.
         """
-        tensors = {name: value.detach().contiguous().cpu() for name, value in self.state_dict().items()}
         with writing(place(folder), last=CONFIG) as local:
-            with replacing(local / WEIGHTS) as temporary:
-                save_file(tensors, temporary)
+            save_tensors(local / WEIGHTS, self.state_dict())
             write_config(local, self.config)
 
     @classmethod

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from torch import Tensor
 
 from transcoders import kernels
-from transcoders.core.files import replacing
+from transcoders.core.tensors import save_tensors
 from transcoders.dictionary.config import TranscoderConfig
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.kernels import SparseLatents, SquaredErrors
@@ -83,8 +82,7 @@ class Sharing:
 
     def save(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], owners: Owners) -> None:
         """Write named ``tensors`` of all latents to ``path``, whole or not at all."""
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        save_tensors(path, tensors, metadata)
 
     def here(self, name: str, tensor: Tensor, owner: Transcoder) -> Tensor:
         """Return what lies here of the tensor ``name`` that ``save`` wrote."""
