@@ -1,8 +1,11 @@
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from tests_support import tiny_gemma
 
 from transcoders.core.errors import UserError
 from transcoders.core.files import sha256_of
@@ -16,7 +19,7 @@ HASH_OF_PACKAGE = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6
 def test_the_packaged_model_is_the_one_whose_hash_is_known(gemma):
     provenance = json.loads((gemma / "provenance.json").read_text())
     assert provenance["gguf_sha256"] == HASH_OF_PACKAGE
-    assert model_hash(gemma) == sha256_of(gemma / "model.safetensors")
+    assert provenance["sha256"] == {"model.safetensors": sha256_of(gemma / "model.safetensors")}
     assert gemma.joinpath("model.safetensors").stat().st_mode == gemma.joinpath("config.json").stat().st_mode
     assert load_tokenizer(gemma).bos_token_id == 2
 
@@ -58,10 +61,46 @@ def test_the_hub_says_no(tmp_path, monkeypatch, error, message):
     def refuse(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
     with pytest.raises(UserError, match=message):
         fetch_model(ModelSettings(name="google/gemma-2-2b"), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_commit_that_a_hub_model_is_at_is_fetched_and_recorded(tmp_path, monkeypatch):
+    tiny, asked = tiny_gemma(tmp_path / "tiny"), []
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, name, revision: SimpleNamespace(sha="a" * 40))
+
+    def download(name, revision, local_dir, allow_patterns):
+        asked.append((name, revision))
+        shutil.copytree(tiny, local_dir)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    for revision in (None, "b" * 40):
+        fetch_model(ModelSettings(name="org/tiny", revision=revision), tmp_path / "model")
+    assert asked == [("org/tiny", "a" * 40), ("org/tiny", "b" * 40)]
+    assert json.loads((tmp_path / "model/provenance.json").read_text())["commit"] == "b" * 40
+
+
+@pytest.mark.parametrize("name", ["models/my/tiny", "a model", "tiny//"])
+def test_what_no_repository_can_be_called_is_no_matter_of_the_connection(tmp_path, name):
+    with pytest.raises(UserError, match=r"^model\.name: .* is no id of the Hugging Face Hub") as error:
+        fetch_model(ModelSettings(name=name), tmp_path / "model")
+    assert "connection" not in str(error.value)
+
+
+def test_the_hash_of_a_model_covers_its_config_and_its_tokenizer(tmp_path):
+    fetch_model(ModelSettings(name=str(tiny_gemma(tmp_path / "tiny"))), tmp_path / "model")
+    hashes = {model_hash(tmp_path / "model")}
+    for name, old, new in (
+        ("config.json", '"gelu_pytorch_tanh"', '"relu"'),
+        ("tokenizer_config.json", '"bos_token": "1"', '"bos_token": "2"'),
+    ):
+        file = tmp_path / "model" / name
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new))
+        hashes.add(model_hash(tmp_path / "model"))
+    assert len(hashes) == 3
 
 
 def test_a_folder_without_safetensors_is_refused(tmp_path):

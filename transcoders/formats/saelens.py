@@ -15,6 +15,8 @@ from transcoders.formats.locate import Source
 from transcoders.formats.weights import DOWNLOAD, open_weights
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+STARTS = ("context_start", "prepend_bos")
+"""What contexts begin with, in our metadata and transcoders; SAELens itself knows the second alone."""
 TENSORS = {
     "W_enc": Placement("W_enc", transposed=True),
     "b_enc": Placement("b_enc"),
@@ -86,6 +88,7 @@ def _provenance(config: dict[str, Any], source: Source) -> dict[str, Any]:
         "hf_hook_in": metadata.get("hf_hook_name"),
         "hf_hook_out": metadata.get("hf_hook_name_out"),
         "gain_applied": not hook.endswith("ln2.hook_normalized"),
+        **({key: metadata.get(key) for key in STARTS} if STARTS[0] in metadata else {}),
     }
 
 
@@ -114,6 +117,7 @@ def write(model: Transcoder, folder: Path, metadata: dict[str, Any]) -> None:
                 "hf_hook_name": provenance.get("hf_hook_in"),
                 "hf_hook_name_out": provenance.get("hf_hook_out"),
                 "prepend_bos": True,
+                **{key: provenance[key] for key in STARTS if key in provenance},
                 **metadata,
             },
         },

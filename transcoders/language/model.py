@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from transcoders.core.errors import UserError
 from transcoders.core.files import read_json, replacing, sha256_of, write_json
+from transcoders.core.hub import commit_of
 from transcoders.core.inputs import is_local
 from transcoders.core.provenance import PROVENANCE
 from transcoders.core.tensors import save_tensors
@@ -105,9 +106,10 @@ def _download(settings: ModelSettings, folder: Path) -> dict[str, str]:
 
     name = settings.name
     try:
+        commit = commit_of("model", "model.name", name, settings.revision)
         snapshot_download(
             name,
-            revision=settings.revision,
+            revision=commit,
             local_dir=folder,
             allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt"],
         )
@@ -127,7 +129,7 @@ def _download(settings: ModelSettings, folder: Path) -> dict[str, str]:
             f"({type(error).__name__}); check the connection, or use {PACKAGED!r}, which needs none"
         ) from error
     shutil.rmtree(folder / ".cache", ignore_errors=True)
-    return {"source": "hub"}
+    return {"source": "hub", "commit": commit}
 
 
 def _pretrained(kind: Any, folder: Path, **options: Any) -> Any:
