@@ -62,8 +62,23 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmoe": EXPERTS,
     "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 16},
     "qwen3_moe": EXPERTS,
+    "deepseek_v3": {
+        "intermediate_size": 64,
+        "num_key_value_heads": 4,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+    },
 }
-MIXTURES = {"mixtral", "gpt_oss", "granitemoe", "olmoe", "qwen2_moe", "qwen3_moe"}
+MIXTURES = {"deepseek_v3", "mixtral", "gpt_oss", "granitemoe", "olmoe", "qwen2_moe", "qwen3_moe"}
 
 
 def tiny_model(folder: Path, kind: str, **changes: Any) -> Path:

@@ -83,13 +83,12 @@ def test_x_and_y_are_what_the_named_modules_of_the_plain_model_have(family):
 
 
 def test_recomputed_y_is_the_same_or_refused_in_one_line(family):
-    x, y = read(family)
-    try:
-        mlp = load_mlp(family.folder, family.tap.mlp, family.tap.mlp_scale, CPU)
-    except UserError as error:
-        assert family.kind in MIXTURES
-        assert "use collect.outputs: stored" in str(error)
+    if family.kind in MIXTURES - {"gpt_oss"}:  # whose files hold each expert's weights apart
+        with pytest.raises(UserError, match=r"recomputed needs the weights of .* use collect\.outputs: stored"):
+            load_mlp(family.folder, family.tap.mlp, family.tap.mlp_scale, CPU)
         return
+    x, y = read(family)
+    mlp = load_mlp(family.folder, family.tap.mlp, family.tap.mlp_scale, CPU)
     assert difference(mlp(x.flatten(0, 1)), y) < 1e-5
 
 

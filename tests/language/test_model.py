@@ -4,13 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from families_support import tiny_model
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from safetensors.torch import load_file, save_file
 from tests_support import tiny_gemma
 
+from transcoders.circuits.parts import load_parts
 from transcoders.core.errors import UserError
 from transcoders.core.files import sha256_of
 from transcoders.core.provenance import model_hash
-from transcoders.language.model import fetch_model, load_bridge, load_tokenizer
+from transcoders.language.model import fetch_model, load_bridge, load_model, load_tokenizer
 from transcoders.language.settings import ModelSettings
 
 HASH_OF_PACKAGE = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
@@ -109,3 +112,45 @@ def test_a_folder_without_safetensors_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no safetensors weights"):
         fetch_model(ModelSettings(name=str(tmp_path / "m")), tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+LOADERS = {
+    "model": lambda folder: load_model(folder, torch.device("cpu")),
+    "bridge": lambda folder: load_bridge(folder, torch.device("cpu")),
+    "circuits": lambda folder: load_parts(folder, torch.device("cpu")),
+}
+MLP = "model.layers.1.mlp."
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda name, value: {} if name.startswith(MLP) else {name: value},
+            r"LlamaForCausalLM: model\.layers\.1\.mlp\.down_proj\.weight and 2 more, missing",
+        ),
+        (lambda name, value: {f"other.{name}": value}, r"lm_head\.weight and 20 more, missing"),
+        (
+            lambda name, value: {name: value, f"{name}.extra": value.clone()},
+            r"lm_head\.weight\.extra and 20 more, unknown",
+        ),
+        (lambda name, value: {name: value[:-1] if name.startswith(MLP) else value}, r"cannot be loaded .*mismatch"),
+    ],
+    ids=["missing", "renamed", "unknown", "another shape"],
+)
+def test_no_weight_is_drawn_at_random_or_left_out(tmp_path, loader, change, message):
+    file = tiny_model(tmp_path, "llama") / "model.safetensors"
+    changed: dict[str, torch.Tensor] = {}
+    for name, value in load_file(file).items():
+        changed |= {name: value.contiguous() for name, value in change(name, value).items()}
+    save_file(changed, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"^model\.name: .*{message}") as error:
+        LOADERS[loader](tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_circuits_are_refused_where_a_layer_has_more_than_they_know(tmp_path):
+    for kind, part in (("glm4", "post_mlp_layernorm"), ("granite", "scales what it adds to the residual stream")):
+        with pytest.raises(UserError, match=f"circuits need layers like Gemma's or Llama's.*{part}"):
+            load_parts(tiny_model(tmp_path / kind, kind), torch.device("cpu"))

@@ -162,17 +162,17 @@ def load_model(folder: Path, device: torch.device, attention: str | None = None)
     )
     # transformers would draw missing weights at random, and leave out those that it does not know.
     faults = {
-        "lack": report["missing_keys"],
-        "have in another shape": {name for name, *_ in report["mismatched_keys"]},
-        "have, and its class does not know,": report["unexpected_keys"],
+        "missing": report["missing_keys"],
+        "of another shape": {name for name, *_ in report["mismatched_keys"]},
+        "unknown to it": report["unexpected_keys"],
     }
     for fault, names in faults.items():
         if names:
             first, *others = sorted(names)
             more = f" and {len(others)} more" if others else ""
             raise UserError(
-                f"model.name: the weights in {folder} {fault} {first}{more} (as a {type(model).__name__}); "
-                "correct the model's files, or choose another model"
+                f"model.name: the weights in {folder} are not those of a {type(model).__name__}: {first}{more}, "
+                f"{fault}; correct the model's files, or choose another model"
             )
     return model.to(device).eval()
 
