@@ -114,7 +114,7 @@ def test_ties_go_to_the_lower_id(backend: str) -> None:
 
 @pytest.mark.parametrize("equal", [0, 100, 320, 2**17])
 def test_selection_searches_the_row_where_too_many_values_reach_the_bound(equal: int) -> None:
-    """Programs keep what reaches a bound in a buffer of fixed size; equal values in few or in all blocks overflow it."""
+    """Programs keep what reaches a bound in a buffer of fixed size; equal values in a few or all blocks overflow it."""
     d_hidden, k, block = 2**17, 4, 2048
     w = Weights(tokens=2, d=3, d_hidden=d_hidden, seed=21, backend="triton")
     ids = torch.arange(d_hidden)
