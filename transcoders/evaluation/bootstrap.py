@@ -39,10 +39,10 @@ def with_percentiles(values: Float[NDArray[np.float64], "resamples"]) -> tuple[f
     A resample without a value counts for nothing: it drew none of what a mean is over, or a ratio's denominator is 0.
 
     Raises:
-        UserError: fewer than half of the resamples have a value, so that no interval would mean anything.
+        UserError: fewer than a tenth of the resamples have a value, so that no interval would mean anything.
     """
     resampled = values[1:][np.isfinite(values[1:])]
-    if not np.isfinite(values[0]) or 2 * len(resampled) < len(values) - 1:
+    if not np.isfinite(values[0]) or 10 * len(resampled) < len(values) - 1:
         raise UserError(
             f"evaluate: a metric has a value in {len(resampled)} of {len(values) - 1} resamples of documents or words, "
             "too few for an interval; evaluate on more (evaluate.tokens, evaluate.loss_tokens, absorption.words)"
