@@ -1,7 +1,6 @@
 """Training one transcoder: take a step, now and then look at held-out tokens or write a checkpoint."""
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,6 +165,7 @@ class Trainer:
                 if job.ranks.first:
                     on_validation(self.history)
             if schedule.saves(state.step):
+                state.tick()  # a run that was killed after its last step still knows what that step took
                 self._checkpoint().save(self._parts(), self._owners())
         best, rows = self.best, self.history.rows
         outcome = (rows, best.weights, best.step, best.nmse, state.seconds, state.seconds_waited)
@@ -202,12 +202,13 @@ class Trainer:
         )
         batches = job.reader.batches(state.step)
         with bar:
+            state.tick()
             while state.step < self.schedule.steps:
-                began, waited = time.perf_counter(), job.reader.seconds_waited
+                waited = job.reader.seconds_waited
                 batch = next(batches)
                 state.seconds_waited += job.reader.seconds_waited - waited
                 yield Batch(batch.x / config.input_scale, batch.y / config.output_scale)
-                state.seconds += time.perf_counter() - began
+                state.tick()
                 bar.update(tokens)
                 if self.history.rows and (row := self.history.rows[-1])["step"] == state.step:
                     bar.set_postfix({"loss": f"{row['loss']:.4f}", "dead": f"{row['dead_fraction']:.1%}"})
