@@ -22,6 +22,8 @@ from transcoders.core.errors import UserError
 
 PATIENCE = {"gloo": timedelta(hours=12), "nccl": timedelta(minutes=30)}
 """How long a process waits for another: gloo notices at once when one dies, nccl not always."""
+DIGITS = ((20, 11), (10, 10), (0, 10))
+"""(shift, bits) of the digits of a positive float's 31 bits, which order as its value does."""
 T = TypeVar("T")
 
 
@@ -69,6 +71,26 @@ class Team:
         with _peers():
             dist.all_gather(parts, value.contiguous(), group=self.handle)
         return torch.stack(parts)
+
+    @torch.no_grad()
+    def kth_largest(self, values: Float[Tensor, "here"], k: int) -> Float[Tensor, ""]:
+        """Return the exact k-th largest of all ranks' non-negative float32 ``values``; 0 if there are fewer.
+
+        A radix select: per digit the ranks add up a histogram, and go on within the bin that holds the k-th, so that
+        no rank gathers the values of another.
+        """
+        bits = (values + 0.0).view(torch.int32)  # + 0.0 makes -0.0 positive
+        kth = bits.new_zeros(())
+        left = torch.tensor(k, device=bits.device)
+        for shift, width in DIGITS:
+            digits = (bits >> shift) & (2**width - 1)
+            counts = self.sum_(torch.bincount(digits, minlength=2**width))
+            at_least = counts.flip(0).cumsum(0).flip(0)
+            digit = ((at_least >= left).sum() - 1).clamp(min=0)
+            left = left - (at_least[digit] - counts[digit])
+            bits = bits[digits == digit]
+            kth = kth | (digit << shift).int()
+        return kth.view(torch.float32)
 
     def broadcast_(self, value: Tensor) -> None:
         """Replace ``value`` by that of rank 0."""

@@ -35,6 +35,7 @@ from transcoders.kernels.latents import (
     check_groups,
     check_prefixes,
     concatenate,
+    select_entries,
 )
 
 _MODULES: dict[str, ModuleType] = {"reference": reference, "cpu": cpu}
@@ -57,6 +58,7 @@ __all__ = [
     "decode_nested",
     "groupmax_encode",
     "jumprelu_encode",
+    "select_entries",
     "squared_errors",
     "threshold_encode",
     "topk_encode",

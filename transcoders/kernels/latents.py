@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -93,9 +93,13 @@ def truncate(latents: SparseLatents, prefix: int) -> SparseLatents:
 
 def between(latents: SparseLatents, start: int, stop: int) -> SparseLatents:
     """Only the entries of latents [start, stop), under their ids."""
-    kept = (latents.indices >= start) & (latents.indices < stop)
-    offsets = pad(kept.cumsum(0), (1, 0))[latents.offsets]
-    return SparseLatents(offsets, latents.indices[kept], latents.values[kept], latents.d_hidden)
+    return select_entries(latents, (latents.indices >= start) & (latents.indices < stop))
+
+
+def select_entries(latents: SparseLatents, mask: Bool[Tensor, "nnz"]) -> SparseLatents:
+    """Return the entries that ``mask`` marks, under their ids; differentiable in the values."""
+    offsets = pad(mask.cumsum(0), (1, 0))[latents.offsets]
+    return SparseLatents(offsets, latents.indices[mask], latents.values[mask], latents.d_hidden)
 
 
 def splits_of(

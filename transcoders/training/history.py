@@ -8,10 +8,9 @@ from torch import Tensor
 from transcoders.activations.reader import Batch
 from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.distributed.ranks import Team
 from transcoders.training.phases import PhasePlan
 from transcoders.training.settings import TrainSettings
-from transcoders.training.sharing import Sharing
+from transcoders.training.sharing import Processes, Sharing
 from transcoders.training.state import State
 from transcoders.training.step import SUMMED
 
@@ -122,7 +121,7 @@ class Best:
 
 
 @torch.no_grad()
-def validation_nmse(model: Transcoder, batches: list[Batch], data: Team) -> float:
+def validation_nmse(model: Transcoder, batches: list[Batch], data: Processes) -> float:
     """Return the mean squared error on ``batches``, which are divided among ``data``, in normalised units."""
     total, tokens = 0.0, 0
     for batch in batches:

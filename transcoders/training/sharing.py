@@ -5,6 +5,7 @@ The objective, the optimiser and checkpoints ask this one object for what needs 
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +19,26 @@ from transcoders.kernels import SparseLatents, SquaredErrors
 
 Owners = Mapping[str, Transcoder]
 """Name of a tensor -> the model, or the part of one, whose latents its rows are if it has a row for each."""
+
+
+class Processes(Protocol):
+    """Offer what training asks of several processes, each of which has a part of the tokens (``distributed.Team``)."""
+
+    @property
+    def size(self) -> int:
+        """Return the number of processes."""
+
+    def share(self, count: int) -> slice:
+        """Return this process's part of ``count`` consecutive things."""
+
+    def sum_(self, value: Tensor) -> Tensor:
+        """Replace ``value`` by its sum over the processes."""
+
+    def total(self, number: int, device: torch.device) -> int:
+        """Return the sum of a number over the processes."""
+
+    def kth_largest(self, values: Float[Tensor, "here"], k: int) -> Float[Tensor, ""]:
+        """Return the k-th largest of the non-negative ``values`` of all processes."""
 
 
 class Sharing:

@@ -117,7 +117,7 @@ class Stepper:
         settings, objective, tokens = self._settings, phase.objective, self._settings.batch_size
         xs = batch.x.split(self.micro_batch_size)
         ys, base_l0 = self._without_base(phase, xs, batch.y.split(self.micro_batch_size))
-        bound = batch_bound(phase.part, list(xs), tokens, self._ranks)
+        bound = batch_bound(phase.part, list(xs), tokens, self._ranks.world, self._sharing.processes)
         with_aux = bool(settings.aux_coefficient and self._sharing.total(len(dead), batch.x.device))
         loss, nmse, l1 = (batch.x.new_zeros(()) for _ in range(3))
         residuals, latents = [], []

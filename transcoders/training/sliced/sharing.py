@@ -13,6 +13,7 @@ from transcoders.distributed.ranks import Ranks
 from transcoders.kernels import SparseLatents, SquaredErrors
 from transcoders.training.sharing import Owners, Sharing
 from transcoders.training.sliced.assemble import save_whole, write_slice_by_slice
+from transcoders.training.sliced.selection import among_largest
 from transcoders.training.sliced.transcoder import SlicedTranscoder
 
 
@@ -79,10 +80,8 @@ class Slices(Sharing):
         best = pre.detach().topk(min(k, len(dead)))
         candidates = best.values.new_full((len(x), k), -torch.inf)
         candidates[:, : best.values.shape[1]] = best.values
-        chosen = team.gathered(candidates).transpose(0, 1).reshape(len(x), -1).topk(k).indices
-        kept = torch.zeros(len(x), team.size * k, device=x.device).scatter_(1, chosen, 1.0)
-        kept = kept.view(len(x), team.size, k)[:, team.rank, : best.indices.shape[1]]
-        z = (pre * torch.zeros_like(pre).scatter_(1, best.indices, kept.to(pre.dtype))).relu()
+        mask = among_largest(candidates, team)[:, : best.indices.shape[1]]
+        z = (pre * torch.zeros_like(pre).scatter_(1, best.indices, mask.to(pre.dtype))).relu()
         reconstruction = team.summed((z @ model.W_dec[dead].to(z.dtype)).to(residual.dtype))
         return (residual - reconstruction).square().mean() / variance
 

@@ -16,7 +16,7 @@ from transcoders.dictionary.encoders import ENCODERS, GroupMax
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.distributed.ranks import Team
 from transcoders.kernels import SparseLatents
-from transcoders.training.selection import largest_of_all
+from transcoders.training.sliced.selection import among_largest
 
 
 class SlicedTranscoder(Transcoder):
@@ -61,8 +61,12 @@ class SlicedTranscoder(Transcoder):
 
     def largest(self, x: Tensor) -> SparseLatents:
         """Return this rank's of the k largest latents of each group on each token."""
-        candidates = [(kernels.topk_encode(x, W, b, k), k) for W, b, k in self.group_weights()]
-        return kernels.concatenate([largest_of_all(latents, k, self.team) for latents, k in candidates])
+        chosen = []
+        for W, b, k in self.group_weights():
+            candidates = kernels.topk_encode(x, W, b, k)
+            mask = among_largest(candidates.values.view(len(x), k), self.team)
+            chosen.append(kernels.select_entries(candidates, mask.flatten()))
+        return kernels.concatenate(chosen)
 
     def decode_latents(self, latents: SparseLatents) -> Tensor:
         """Return ``z W_dec`` of all ranks."""
