@@ -57,8 +57,8 @@ def run(device: torch.device, args: argparse.Namespace) -> dict[str, list[str]]:
     if set(wanted) & set(STEP_TABLES):
         sizes = step.SIZES + (step.CUDA_SIZES if device.type == "cuda" else [])
         chosen = [size for i, size in enumerate(sizes) if args.sizes is None or i in args.sizes]
-        found = [step.run(size, _rounds(size, args.rounds), device) for size in chosen]
-        rows |= {table: [row for tables in found for row in tables[table]] for table in STEP_TABLES}
+        results = [step.run(size, _rounds(size, args.rounds), device) for size in chosen]
+        rows |= {table: [row for tables in results for row in tables[table]] for table in STEP_TABLES}
         rows["machine"] = [_machine(device)]
     if "training" in wanted:
         rows["training"] = throughput.run(device)
@@ -86,8 +86,8 @@ def write(rows: dict[str, list[str]], page: Path) -> None:
             lines = [f"| {header} |", "|" + " --- |" * columns, *lines]
         block = f"<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- /{name} -->"
         pattern = f"<!-- {name} -->.*<!-- /{name} -->"
-        text, found = re.subn(pattern, block.replace("\\", r"\\"), text, flags=re.DOTALL)
-        if not found:
+        text, replacements = re.subn(pattern, block.replace("\\", r"\\"), text, flags=re.DOTALL)
+        if not replacements:
             raise SystemExit(f"{page} has no <!-- {name} --> … <!-- /{name} -->: add them")
     page.write_text(text)
 

@@ -65,8 +65,8 @@ def world(tokens: int, seed: int) -> World:
         return 1 + torch.rand(*shape, generator=generator)
 
     parents = (torch.rand(tokens, PARENTS, generator=generator) < 0.1) * size(tokens, PARENTS)
-    which = torch.randint(CHILDREN + 1, (tokens, PARENTS), generator=generator)  # the last: no child
-    chosen = torch.nn.functional.one_hot(which, CHILDREN + 1)[..., :-1] * (parents > 0)[..., None]
+    child = torch.randint(CHILDREN + 1, (tokens, PARENTS), generator=generator)  # the last: no child
+    chosen = torch.nn.functional.one_hot(child, CHILDREN + 1)[..., :-1] * (parents > 0)[..., None]
     children = (chosen * size(tokens, PARENTS, CHILDREN)).reshape(tokens, -1) * 0.7
     x = parents @ directions(PARENTS) + children @ directions(PARENTS * CHILDREN)
     of_parents, of_children = directions(PARENTS), directions(PARENTS * CHILDREN)
@@ -145,10 +145,10 @@ def run(seeds: int = 3) -> list[str]:
     """A row for each variant: means over seeds."""
     rows = []
     for name, variant in VARIANTS.items():
-        found = []
+        recoveries = []
         for seed in range(seeds):
             planted = world(20_000, seed)
-            found.append(recovery(train(variant, planted, seed), planted))
-        means = np.mean(found, axis=0)
+            recoveries.append(recovery(train(variant, planted, seed), planted))
+        means = np.mean(recoveries, axis=0)
         rows.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in means) + " |")
     return rows

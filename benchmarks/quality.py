@@ -158,7 +158,7 @@ def error(task: Task, predict: Predictor) -> tuple[float, float]:
     def batches() -> Iterator[Any]:
         return ordered_batches(task.store, task.documents["test"], 10**9, task.device)
 
-    found = reconstruction(
+    result = reconstruction(
         predict,
         batches(),
         documents=len(task.documents["test"]),
@@ -166,10 +166,10 @@ def error(task: Task, predict: Predictor) -> tuple[float, float]:
         output_scale=task.statistics.y_scale,
         settings=EvaluateSettings(bootstrap=2),
     )
-    return found.metrics["fvu"], found.metrics["dead_fraction"]
+    return result.metrics["fvu"], result.metrics["dead_fraction"]
 
 
-def _row(name: str, found: list[tuple[float, float]]) -> str:
-    errors, dead = zip(*found, strict=True)
+def _row(name: str, results: list[tuple[float, float]]) -> str:
+    errors, dead = zip(*results, strict=True)
     cells = [f"{value:.4f}" for value in (*errors, np.mean(errors))]
     return f"| {name} | " + " | ".join(cells) + f" | {100 * np.mean(dead):.1f} % |"

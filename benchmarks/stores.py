@@ -77,14 +77,14 @@ def run(model: Path, device: torch.device) -> list[str]:
         batches = list(_batches(exact))
         judge = quality.task_of(exact, parts, device)
         for last in [False] * (ROUNDS - 1) + [True]:
-            for settings, found in zip(kinds, rounds, strict=True):
+            for settings, measured in zip(kinds, rounds, strict=True):
                 path = folder / "kind.zarr"
                 shutil.rmtree(path, ignore_errors=True)
-                found.append(_round(batches, tap, settings, path, model, device))
+                measured.append(_round(batches, tap, settings, path, model, device))
                 if last:
                     values = settings.dtype, settings.outputs  # a codec changes none
                     errors[values] = errors.get(values) or _fvu(path, parts, judge, model)
-                    rows.append(_row(settings, path, found, errors[values]))
+                    rows.append(_row(settings, path, measured, errors[values]))
                     log.info(rows[-1])
     return rows
 

@@ -37,8 +37,8 @@ class KilledError(BaseException):
 
 @pytest.mark.parametrize("kill_at", [12, 30, 31, 55, 89])
 def test_a_killed_run_continues_to_the_same_bytes(planted, tmp_path, kill_at, monkeypatch):
-    whole = trainer(planted, tmp_path / "whole")
-    expected = run(whole)
+    uninterrupted = trainer(planted, tmp_path / "whole")
+    expected = run(uninterrupted)
     cut = trainer(planted, tmp_path / "cut")
     take = Stepper.take
 
@@ -54,7 +54,7 @@ def test_a_killed_run_continues_to_the_same_bytes(planted, tmp_path, kill_at, mo
     resumed = trainer(planted, tmp_path / "cut")
     result = run(resumed)
     assert result.history == expected.history
-    assert all(torch.equal(weights_of(whole)[n], v) for n, v in weights_of(resumed).items())
+    assert all(torch.equal(weights_of(uninterrupted)[n], v) for n, v in weights_of(resumed).items())
     assert all(torch.equal(expected.best_weights[n], v) for n, v in result.best_weights.items())
     assert not (tmp_path / "cut").exists(), "the checkpoint is deleted on success"
 

@@ -47,9 +47,9 @@ def _with_outputs(store: Store, held: list[Tensor]) -> tuple[Tensor, Tensor]:
     return x, rest[0] if rest else store.recompute(x)
 
 
-def _wide(parts: Sequence[Tensor], own: slice) -> Tensor:
+def _wide(parts: Sequence[Tensor], share: slice) -> Tensor:
     """The ``own`` rows of all parts together, in float32."""
-    values = (parts[0] if len(parts) == 1 else torch.cat(list(parts)))[own]
+    values = (parts[0] if len(parts) == 1 else torch.cat(list(parts)))[share]
     return empty(*values.shape, like=values.new_empty(0, dtype=torch.float32)).copy_(values)
 
 
@@ -112,10 +112,10 @@ class ShuffledReader:
         buffer_tokens: int,
         seed: int,
         device: torch.device,
-        own: slice = slice(None),
+        share: slice = slice(None),
     ) -> None:
         """``own`` are the rows of each batch of ``batch_size`` that are wanted."""
-        self._own = own
+        self._share = share
         self._store, self._documents, self._seed, self._device = store, documents, seed, device
         self.batch_size = batch_size
         self._chunks = _chunks(store)
@@ -181,7 +181,7 @@ class ShuffledReader:
                 start += len(rows)
                 carried.append([value.index_select(0, rows) for value in load.values])
                 if len(rows) == missing:
-                    held = [_wide(part, self._own) for part in zip(*carried, strict=True)]
+                    held = [_wide(part, self._share) for part in zip(*carried, strict=True)]
                     carried = []
                     # y is recomputed here, not in the reading thread, where a step's matmul precision could reach it.
                     yield Batch(*_with_outputs(self._store, held))

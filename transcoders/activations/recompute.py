@@ -43,11 +43,11 @@ def load_mlp(folder: Path, hf_hook_out: str, device: torch.device) -> Callable[[
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
-        whole: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))  # type: ignore[no-untyped-call]
+        hf_model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))  # type: ignore[no-untyped-call]
     block, _, last = hf_hook_out.removesuffix(".output").rpartition(".")
     names = [f"{block}.{name}" for name in dict.fromkeys(("mlp", last))]
     try:
-        parts = [whole.get_submodule(name) for name in names]
+        parts = [hf_model.get_submodule(name) for name in names]
         for name, part in zip(names, parts, strict=True):
             part.load_state_dict(_tensors(folder, f"{name}."), assign=True)
     except (AttributeError, RuntimeError) as error:
@@ -65,9 +65,9 @@ def load_mlp(folder: Path, hf_hook_out: str, device: torch.device) -> Callable[[
 
 
 def _tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as weights:
             names = [name for name in weights.keys() if name.startswith(prefix)]  # noqa: SIM118
-            found |= {name.removeprefix(prefix): weights.get_tensor(name).float() for name in names}
-    return found
+            tensors |= {name.removeprefix(prefix): weights.get_tensor(name).float() for name in names}
+    return tensors

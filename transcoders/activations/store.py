@@ -165,8 +165,8 @@ def finish(path: Place, rows: int, attributes: dict[str, Any]) -> None:
             array = root[name]
             assert isinstance(array, zarr.Array)
             array.resize((rows, *array.shape[1:]))
-        found = sizes(path)
-        stored = {name: _stored(name, found) for name in names}
+        file_sizes = sizes(path)
+        stored = {name: _stored(name, file_sizes) for name in names}
         # Last, and in one piece (zarr renames files): a store that was cut off before this line is incomplete.
         root.attrs.update({**attributes, "stored_bytes": stored, "tokens": rows, "complete": True})
 
@@ -176,8 +176,8 @@ def _names(attributes: Mapping[str, Any]) -> list[str]:
     return array_names(attributes.get("dtype", ""), attributes.get("outputs", "stored"), norms=norms)
 
 
-def _stored(name: str, found: Mapping[str, int]) -> int:
-    return sum(size for file, size in found.items() if file.startswith(f"{name}/c/"))
+def _stored(name: str, file_sizes: Mapping[str, int]) -> int:
+    return sum(size for file, size in file_sizes.items() if file.startswith(f"{name}/c/"))
 
 
 def content_files(path: Path) -> list[str]:
@@ -253,8 +253,8 @@ class Store:
         self.attributes: dict[str, Any] = dict(root.attrs)
         self._names = _names(self.attributes)
         self.held = tuple(name for name in ACTIVATIONS if name in self._names)
-        found = sizes(self._place)
-        missing = [name for name in self._names if f"{name}/zarr.json" not in found]
+        file_sizes = sizes(self._place)
+        missing = [name for name in self._names if f"{name}/zarr.json" not in file_sizes]
         if self.attributes.get("schema") != SCHEMA or missing:
             raise UserError(
                 f"{path}: a zarr group, but not an activation store of schema {SCHEMA} "
@@ -269,7 +269,7 @@ class Store:
             self.d_model = int(self.attributes["d_model"])
             self.dtype = DTYPES.get(self.attributes["dtype"], torch.float32)
             """Of ``rows``."""
-            self._check_shards(found)
+            self._check_shards(file_sizes)
         except DAMAGE as error:
             raise self._damaged("damaged", error) from error
 
@@ -289,7 +289,7 @@ class Store:
             self._arrays[name] = array
         return self._arrays[name]
 
-    def _check_shards(self, found: Mapping[str, int]) -> None:
+    def _check_shards(self, file_sizes: Mapping[str, int]) -> None:
         """An absent zarr chunk reads as zeros, so absence must be looked for; truncation is told early."""
         for name in self._names:
             array = self._array(name)
@@ -298,7 +298,7 @@ class Store:
                 raise UserError(
                     f"{self.path}: {name} is {list(array.shape)}, expected {list(expected)}; {self._remedy}"
                 )
-            if _stored(name, found) != self.attributes["stored_bytes"][name]:
+            if _stored(name, file_sizes) != self.attributes["stored_bytes"][name]:
                 raise UserError(f"{self.path}: {name} is truncated or was changed; {self._remedy}")
 
     def _read(self, name: str, start: int, stop: int | None) -> NDArray[Any]:
@@ -361,8 +361,8 @@ def _target(folder: Place, pointer: bytes) -> Place:
         UserError: it is gone, or another store is there.
     """
     try:
-        said = json.loads(pointer)
-        url, expected = place(said["url"]), said["sha256"]
+        content = json.loads(pointer)
+        url, expected = place(content["url"]), content["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: {POINTER} is damaged ({error}); run `dvc repro --force collect`") from None
     if digest(url) != expected:

@@ -100,13 +100,13 @@ class Transcoder(nn.Module):
         """
         part = self._empty(start, stop)
         for name, value in part.named_parameters():
-            own = getattr(self, name)
+            weights = getattr(self, name)
             if name in PER_LATENT:
-                value.data = own.data[start:stop]
+                value.data = weights.data[start:stop]
             elif start == 0:
-                value.data = own.data
+                value.data = weights.data
             else:
-                value.data = torch.zeros_like(own.data)
+                value.data = torch.zeros_like(weights.data)
         return part.requires_grad_(False)
 
     def _empty(self, start: int, stop: int) -> "Transcoder":
@@ -199,10 +199,10 @@ class Transcoder(nn.Module):
         except (*DAMAGE, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{folder}: not a readable transcoder ({reason}); train it again") from None
-        found = {name: tuple(value.shape) for name, value in tensors.items()}
-        if found != _shapes(config):
+        shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+        if shapes != _shapes(config):
             raise UserError(
-                f"{folder}: {WEIGHTS} holds {found}, but {CONFIG} says {_shapes(config)}; "
+                f"{folder}: {WEIGHTS} holds {shapes}, but {CONFIG} says {_shapes(config)}; "
                 "the two files are not of one transcoder"
             )
         if checksum not in (None, sha256_of(folder / WEIGHTS)):

@@ -35,10 +35,10 @@ def largest_of_batch(
         counts, indices, values = above(least.expand(d_hidden))
         if len(values) >= wanted:
             break
-    kept = torch.zeros_like(values, dtype=torch.bool)
-    kept[values.topk(wanted, sorted=False).indices] = True
-    offsets = offsets_of(kept)[offsets_of(counts)]
-    return offsets, indices[kept], values[kept].relu_()
+    mask = torch.zeros_like(values, dtype=torch.bool)
+    mask[values.topk(wanted, sorted=False).indices] = True
+    offsets = offsets_of(mask)[offsets_of(counts)]
+    return offsets, indices[mask], values[mask].relu_()
 
 
 def groupmax(pre: Float[Tensor, "tokens d_hidden"], k: int) -> Selected:

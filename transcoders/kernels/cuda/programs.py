@@ -95,22 +95,22 @@ def _ids_that_reach(
     """
     reach = maxima >= bound
     lanes = tl.sum(reach.to(tl.int32), 0)
-    found = CAP + 1
+    reached = CAP + 1
     if lanes <= LANES:
         tl.store(at + tl.cumsum(reach.to(tl.int32), 0) - 1, lane, mask=reach)
         tl.debug_barrier()  # other threads of this program wrote the blocks that are read now
-        found = 0
+        reached = 0
         slot = tl.arange(0, CHUNK)
         block = tl.load(at + slot % LANES, mask=slot % LANES < lanes, other=0)
         block = tl.where(slot % LANES < lanes, block, d_hidden)  # past every row's end
         for start in range(begin, stop, TILE * (CHUNK // LANES)):
             ids = start + slot // LANES * TILE + block
             hit = (_key(_pre(products, b_enc, row, ids, stop, d_hidden)) >= bound) & (ids < stop)
-            place = found + tl.cumsum(hit.to(tl.int32), 0) - 1
+            place = reached + tl.cumsum(hit.to(tl.int32), 0) - 1
             tl.store(at + LANES + place, ids, mask=hit & (place < CAP))
-            found += tl.sum(hit.to(tl.int32), 0)
+            reached += tl.sum(hit.to(tl.int32), 0)
         tl.debug_barrier()  # and now the ids
-    return found
+    return reached
 
 
 @triton.jit
@@ -145,17 +145,17 @@ def select_topk(
         maxima = tl.maximum(maxima, keys)
     bound = _kth_key(maxima, k)
     at = scratch + row * (LANES + CAP)
-    found = _ids_that_reach(
+    reached = _ids_that_reach(
         products, b_enc, at, row, lane, maxima, bound, d_hidden, begin, stop, TILE, LANES, CAP, CHUNK
     )
-    if found <= CAP:
+    if reached <= CAP:
         place = tl.arange(0, CAP)
-        ids = tl.load(at + LANES + place, mask=place < found, other=stop)
+        ids = tl.load(at + LANES + place, mask=place < reached, other=stop)
         v = _pre(products, b_enc, row, ids, stop, d_hidden)
-        keys = tl.where(place < found, _key(v), 0)
+        keys = tl.where(place < reached, _key(v), 0)
         kth = _kth_key(keys, k)
         above = keys > kth
-        equal = (keys == kth) & (place < found)
+        equal = (keys == kth) & (place < reached)
         ties = k - tl.sum(above.to(tl.int32), 0)
         keep = above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= ties))
         _emit(ids, v, keep, tl.cumsum(keep.to(tl.int32), 0) - 1, row * k_all + first, indices, values)

@@ -12,7 +12,7 @@ from transcoders.dictionary.transcoder import Transcoder
 from transcoders.distributed.ranks import Ranks
 from transcoders.kernels import SparseLatents, SquaredErrors
 from transcoders.training.sharing import Owners, Sharing
-from transcoders.training.sliced.assemble import save_whole, write_slice_by_slice
+from transcoders.training.sliced.assemble import save_all_slices, write_slice_by_slice
 from transcoders.training.sliced.selection import among_largest
 from transcoders.training.sliced.transcoder import SlicedTranscoder
 
@@ -31,11 +31,11 @@ class Slices(Sharing):
 
     def config(self, model: Transcoder) -> TranscoderConfig:
         """Return the config of all latents together."""
-        return _slice(model).whole
+        return _slice(model).full_config
 
     def rows(self, model: Transcoder, rows: Tensor) -> Tensor:
         """Return, of a row for each of all latents, those of ``model``'s."""
-        return _slice(model).own(rows)
+        return _slice(model).rows_here(rows)
 
     def summed(self, value: Tensor) -> Tensor:
         """Return the sum over the slices, through which gradients pass."""
@@ -97,7 +97,7 @@ class Slices(Sharing):
     def save_model(self, model: Transcoder, folder: Path) -> None:
         """Write the transcoder of all latents into ``folder``, one slice at a time."""
         if self._ranks.data.rank == 0:
-            save_whole(_slice(model), folder, first=self._ranks.first)
+            save_all_slices(_slice(model), folder, first=self._ranks.first)
 
     def save(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], owners: Owners) -> None:
         """Write ``tensors``, one slice at a time; those named after weights or counts of latents come from all."""
