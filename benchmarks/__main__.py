@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def run(device: torch.device, args: argparse.Namespace) -> dict[str, list[str]]:
-    """The rows of every table that was asked for and could be measured."""
+    """Return the rows of every table that was asked for and could be measured."""
     wanted = args.tables or list(HEADERS)
     rows: dict[str, list[str]] = {}
     if set(wanted) & set(STEP_TABLES):
@@ -93,7 +93,7 @@ def write(rows: dict[str, list[str]], page: Path) -> None:
 
 
 def _rounds(size: Size, rounds: int) -> int:
-    """Fewer where a step takes seconds."""
+    """Return how many rounds to measure: fewer where a step takes seconds."""
     work = size.batch * size.d * size.d_hidden
     return max(3, min(rounds, rounds * 30_000_000_000 // work))
 

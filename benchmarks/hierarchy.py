@@ -35,7 +35,7 @@ VARIANTS = {
 
 
 class World(NamedTuple):
-    """Decoder directions of the planted features, and tokens made of them."""
+    """Hold decoder directions of the planted features, and tokens made of them."""
 
     parents: Float[Tensor, "parents d"]
     children: Float[Tensor, "children d"]
@@ -44,7 +44,7 @@ class World(NamedTuple):
 
 
 class Recovery(NamedTuple):
-    """How well a dictionary knows the planted features; 1 is perfectly."""
+    """Say how well a dictionary knows the planted features; 1 is perfectly."""
 
     parents: float
     children: float
@@ -55,7 +55,7 @@ class Recovery(NamedTuple):
 
 
 def world(tokens: int, seed: int) -> World:
-    """Each parent fires on a tenth of the tokens, and mostly with one of its children."""
+    """Make tokens on a tenth of which each parent fires, mostly with one of its children."""
     generator = torch.Generator().manual_seed(seed)
 
     def directions(count: int) -> Tensor:
@@ -74,7 +74,7 @@ def world(tokens: int, seed: int) -> World:
 
 
 class _Reader:
-    """The tokens of a world in batches, as the trainer reads them."""
+    """Give the tokens of a world in batches, as the trainer reads them."""
 
     seconds_waited = 0.0
 
@@ -92,7 +92,7 @@ class _Reader:
 
 
 def train(variant: VariantSettings, planted: World, seed: int, epochs: int = 20, k: int = 3) -> Transcoder:
-    """A dictionary of as many latents as there are features, and fewer active ones than features fire."""
+    """Train a dictionary with as many latents as there are features, and fewer active ones than features fire."""
     data, d_hidden = planted.data, PARENTS * (1 + CHILDREN)
     d_hidden -= d_hidden % 4
     settings = TrainSettings(
@@ -142,7 +142,7 @@ def recovery(model: Transcoder, planted: World) -> Recovery:
 
 
 def run(seeds: int = 3) -> list[str]:
-    """A row for each variant: means over seeds."""
+    """Return a row for each variant: means over seeds."""
     rows = []
     for name, variant in VARIANTS.items():
         recoveries = []

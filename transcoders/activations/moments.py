@@ -12,7 +12,7 @@ from transcoders.activations import store
 
 
 class Moments(NamedTuple):
-    """Sums, in double, of the rows of one chunk of an array, or of several, and of their squares."""
+    """Hold sums, in double, of the rows of one chunk of an array, or of several, and of their squares."""
 
     total: Float[Tensor, "d"]
     square: float

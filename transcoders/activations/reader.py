@@ -16,14 +16,14 @@ from transcoders.core.buffers import empty
 
 
 class Batch(NamedTuple):
-    """MLP inputs and outputs of some tokens, float32, raw units."""
+    """Hold the MLP inputs and outputs of some tokens, float32, raw units."""
 
     x: Float[Tensor, "tokens d"]
     y: Float[Tensor, "tokens d"]
 
 
 class LabelledBatch(NamedTuple):
-    """A batch in store order, with each token's document and token id."""
+    """Hold a batch in store order, with each token's document and token id."""
 
     x: Float[Tensor, "tokens d"]
     y: Float[Tensor, "tokens d"]
@@ -36,19 +36,19 @@ def _chunks(store: Store) -> list[tuple[int, int]]:
 
 
 def _counts(store: Store, documents: NDArray[np.bool_], start: int) -> NDArray[np.int64]:
-    """Of the chunks of the shard at ``start``: how many rows are of the chosen documents. Labels are read by shards."""
+    """Count the rows of the chosen documents in each chunk of the shard at ``start``; labels are read by shards."""
     chosen = store.members(documents, start, min(start + SHARD_ROWS, store.tokens))
     return np.add.reduceat(chosen.astype(np.int64), np.arange(0, len(chosen), CHUNK_ROWS))
 
 
 def _with_outputs(store: Store, held: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """x and y, of which ``store.held`` are given."""
+    """Return x and y, given those of them that ``store.held`` names."""
     x, *rest = held
     return x, rest[0] if rest else store.recompute(x)
 
 
 def _wide(parts: Sequence[Tensor], share: slice) -> Tensor:
-    """The ``own`` rows of all parts together, in float32."""
+    """Return the rows ``share`` of all parts together, in float32."""
     values = (parts[0] if len(parts) == 1 else torch.cat(list(parts)))[share]
     return empty(*values.shape, like=values.new_empty(0, dtype=torch.float32)).copy_(values)
 
@@ -56,7 +56,7 @@ def _wide(parts: Sequence[Tensor], share: slice) -> Tensor:
 def ordered_batches(
     store: Store, documents: NDArray[np.bool_], limit: int, device: torch.device
 ) -> Iterator[LabelledBatch]:
-    """At most ``limit`` tokens of the chosen documents (a mask over document ids), a chunk a batch.
+    """Yield at most ``limit`` tokens of the chosen documents (a mask over document ids), a chunk a batch.
 
     Contexts were shuffled when they were collected, so the first tokens are a fair sample.
     """
@@ -75,7 +75,7 @@ def ordered_batches(
 
 
 class _Load(NamedTuple):
-    """The part of the store that the buffer holds at a time, on the device, and the order to take it in."""
+    """Hold the part of the store that the buffer has at a time, on the device, and the order to take it in."""
 
     values: list[Tensor]
     """x, and y where it is stored, in the store's dtype."""
@@ -93,7 +93,7 @@ class _Load(NamedTuple):
 
 
 class ShuffledReader:
-    """Endless batches of the chosen documents' tokens, in an order that only the seed decides.
+    """Read endless batches of the chosen documents' tokens, in an order that only the seed decides.
 
     An epoch is a permutation of the store's chunks, cut into loads of ``buffer_tokens`` rows; rows
     are permuted within a load. Contexts lie shuffled in the store, so this mixes documents twice.
@@ -114,7 +114,7 @@ class ShuffledReader:
         device: torch.device,
         share: slice = slice(None),
     ) -> None:
-        """``own`` are the rows of each batch of ``batch_size`` that are wanted."""
+        """Count the rows of ``documents``; of each batch of ``batch_size`` the rows ``share`` will be given."""
         self._share = share
         self._store, self._documents, self._seed, self._device = store, documents, seed, device
         self.batch_size = batch_size
@@ -158,7 +158,7 @@ class ShuffledReader:
             return _Load(placed, order.to(self._device), self._copies.record_event())
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
-        """Batch number ``first`` (counted over epochs) and all after it."""
+        """Yield batch number ``first`` (counted over epochs) and all after it."""
         epoch, skipped = divmod(first, self.batches_per_epoch)
         skip = skipped * self.batch_size
         with ThreadPoolExecutor(max_workers=1) as pool:
@@ -189,7 +189,7 @@ class ShuffledReader:
                 carried = []
 
     def _plan(self, epoch: int, skip: int) -> Iterator[tuple[int, int, NDArray[np.int64], int, bool]]:
-        """(epoch, load number, chunks, rows to skip, last of its epoch) from the wanted row on."""
+        """Yield (epoch, load number, chunks, rows to skip, last of its epoch) from the wanted row on."""
         while True:
             loads = self._loads(epoch)
             for number, chunks in enumerate(loads):

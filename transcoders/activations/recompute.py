@@ -15,7 +15,7 @@ from transcoders.core.provenance import PROVENANCE, model_hash
 
 
 def open_store(path: Path, model: Path, device: torch.device) -> Store:
-    """The store at ``path``; where it lacks y, the MLP in the model's folder ``model`` makes it, on ``device``.
+    """Open the store at ``path``; where it lacks y, the MLP in the model's folder ``model`` makes it, on ``device``.
 
     Raises:
         UserError: the store or the model is missing or damaged, or the model is another one.
@@ -33,7 +33,7 @@ def open_store(path: Path, model: Path, device: torch.device) -> Store:
 
 
 def load_mlp(folder: Path, hf_hook_out: str, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The MLP, and the post-norm where there is one, whose output ``hf_hook_out`` names, in float32.
+    """Load the MLP, and the post-norm where there is one, whose output ``hf_hook_out`` names, in float32.
 
     Only its own weights are read.
 

@@ -36,7 +36,7 @@ SHARD_ROWS = 16 * CHUNK_ROWS
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 BITS = {"float16": "float16", "bfloat16": "uint16", "float32": "float32", "int8": "int8"}
 CHECKSUM = Crc32cCodec()
-"""Of every chunk: a flipped bit is told, where it would be read as another number."""
+"""Of every chunk: a flipped bit is an error, where it would be read as another number."""
 CODECS: dict[str | None, list[Any]] = {
     None: [CHECKSUM],
     "zstd": [ZstdCodec(level=1), CHECKSUM],
@@ -57,7 +57,7 @@ def array_names(dtype: str, outputs: str, *, norms: bool = False) -> list[str]:
 
 
 def bytes_per_token(d_model: int, dtype: str, outputs: str) -> int:
-    """Of x and y, without a codec."""
+    """Return the bytes of a token's x and y, without a codec."""
     row = d_model * np.dtype(BITS[dtype]).itemsize + (4 if dtype == "int8" else 0)
     return 2 * row if outputs == "stored" else row
 
@@ -123,7 +123,7 @@ def _create(
 
 
 def to_storage(name: str, values: Float[Tensor, "tokens d"], dtype: str, where: str) -> dict[str, NDArray[Any]]:
-    """Array ``name`` as it is stored: in ``dtype``; for int8, rounded to steps of max |row| / 127, and these steps.
+    """Return array ``name`` as it is stored: in ``dtype``; int8 as steps of max |row| / 127, and beside it these steps.
 
     Raises:
         UserError: NaN, infinity, or a value that ``dtype`` cannot hold.
@@ -149,7 +149,7 @@ def to_storage(name: str, values: Float[Tensor, "tokens d"], dtype: str, where: 
 
 
 def from_storage(name: str, arrays: Mapping[str, NDArray[Any]]) -> Float[Tensor, "tokens d"]:
-    """What ``to_storage`` was given, rounded: in the stored dtype, of int8 in float32."""
+    """Return what ``to_storage`` was given, rounded: in the stored dtype, of int8 in float32."""
     values = torch.from_numpy(arrays[name])
     if values.dtype == torch.int8:
         return values.float() * torch.from_numpy(arrays[name + SCALE])[:, None]
@@ -195,23 +195,23 @@ def content_files(path: Path) -> list[str]:
 
 
 def opened(path: Place) -> zarr.Group:
-    """The unfinished store at ``path``, for writing."""
+    """Open the unfinished store at ``path`` for writing."""
     with explain_errors(path):
         return zarr.open_group(zarr_store(path), mode="r+")
 
 
 def is_begun(path: Place) -> bool:
-    """Whether a store, finished or not, lies at ``path``."""
+    """Say whether a store, finished or not, lies at ``path``."""
     return read_bytes(path, "zarr.json") is not None
 
 
 def notes_folder(path: Place) -> Path:
-    """The local folder for what must be known to continue an unfinished store: its own, or one in the cache."""
+    """Return the local folder of what an unfinished store is continued from: the store's, or one in the cache."""
     return path if isinstance(path, Path) else cache_folder("collect") / fingerprint(path) / "store.zarr"
 
 
 def digest(path: Place) -> str:
-    """A hash of a store's metadata: shapes, codecs, provenance and the statistics of what it holds."""
+    """Return a hash of a store's metadata: shapes, codecs, provenance and the statistics of what it holds."""
     root = read_bytes(path, "zarr.json") or b'{"attributes": {}}'
     parts = [root, *(read_bytes(path, f"{name}/zarr.json") for name in _names(json.loads(root)["attributes"]))]
     return hashlib.sha256(b"".join(part or b"" for part in parts)).hexdigest()
@@ -223,7 +223,7 @@ def point(folder: Path, url: Place) -> None:
 
 
 class Store:
-    """A complete store, opened for reading."""
+    """Read a complete store."""
 
     mlp: Callable[[Tensor], Tensor] | None = None
     """Maps x to y where y is not stored; `recompute.open_store` sets it."""
@@ -275,7 +275,7 @@ class Store:
 
     @staticmethod
     def is_complete(path: Place) -> bool:
-        """Whether a finished store lies at ``path``."""
+        """Say whether a finished store lies at ``path``."""
         content = read_bytes(path, "zarr.json")
         try:
             return content is not None and bool(json.loads(content)["attributes"].get("complete"))
@@ -290,7 +290,7 @@ class Store:
         return self._arrays[name]
 
     def _check_shards(self, file_sizes: Mapping[str, int]) -> None:
-        """An absent zarr chunk reads as zeros, so absence must be looked for; truncation is told early."""
+        """Refuse missing and truncated shards before they are read: an absent zarr chunk would read as zeros."""
         for name in self._names:
             array = self._array(name)
             expected = (self.tokens, self.d_model) if name in ACTIVATIONS else (self.tokens,)
@@ -312,7 +312,7 @@ class Store:
         return UserError(f"{self.path}: {what} ({' '.join(str(error).split())}); {self._remedy}")
 
     def labels(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.int32]:
-        """``token``, ``document``, ``position`` or ``context`` of rows [start, stop)."""
+        """Return ``token``, ``document``, ``position`` or ``context`` of rows [start, stop)."""
         return self._read(name, start, stop)
 
     def members(self, documents: NDArray[np.bool_], start: int, stop: int) -> NDArray[np.bool_]:
@@ -334,14 +334,14 @@ class Store:
         }
 
     def rows(self, name: str, start: int, stop: int) -> Float[Tensor, "tokens d"]:
-        """``mlp_in`` or ``mlp_out`` of rows [start, stop), in the stored dtype; float32 of int8 and recomputed ones."""
+        """Return ``mlp_in`` or ``mlp_out`` of rows [start, stop), in the stored dtype; int8 and recomputed: float32."""
         if name not in self.held:
             return self.recompute(self.rows("mlp_in", start, stop))
         parts = [part for part in (name, name + SCALE) if part in self._names]
         return from_storage(name, {part: self._read(part, start, stop) for part in parts})
 
     def recompute(self, x: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens d"]:
-        """The y of ``x``, float32, on x's device, by the model's own MLP.
+        """Return the y of ``x``, float32, on x's device, by the model's own MLP.
 
         Raises:
             UserError: the store was opened without it.
@@ -355,7 +355,7 @@ class Store:
 
 
 def _target(folder: Place, pointer: bytes) -> Place:
-    """Where the store is that ``pointer``, the content of ``folder``'s file, stands for.
+    """Return where the store lies that ``pointer``, the content of ``folder``'s file, stands for.
 
     Raises:
         UserError: it is gone, or another store is there.

@@ -25,7 +25,7 @@ CHECKSUM = "weights_sha256"
 
 
 class Output(NamedTuple):
-    """A forward pass with what happened on the way. Batch dimensions are flattened to tokens."""
+    """Hold a forward pass with what happened on the way; batch dimensions are flattened to tokens."""
 
     y_hat: Float[Tensor, "tokens d_out"]
     latents: SparseLatents
@@ -38,7 +38,7 @@ class Output(NamedTuple):
 
 
 class Transcoder(nn.Module):
-    """Transcoder ``y_hat = z W_dec + b_dec [+ x W_skip^T]``, ``z = encoder(x W_enc^T + b_enc)``.
+    """Compute ``y_hat = z W_dec + b_dec [+ x W_skip^T]``, ``z = encoder(x W_enc^T + b_enc)``.
 
     Weights are in normalised units (see ``TranscoderConfig``); calls take and give raw ones.
     Transcoders: arXiv 2406.11944; topk: 2406.04093, section 2.3; batchtopk: 2412.06410; jumprelu:
@@ -62,7 +62,7 @@ class Transcoder(nn.Module):
 
     @property
     def encoder(self) -> Encoder:
-        """How it chooses latents."""
+        """Return the encoder, which chooses latents."""
         return ENCODERS[self.config.encoder]
 
     def encode_normalised(self, x: Float[Tensor, "tokens d_in"]) -> SparseLatents:

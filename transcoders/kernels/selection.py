@@ -17,7 +17,7 @@ def largest_of_batch(
     above: Above,
     b_enc: Float[Tensor, "d_hidden"] | None = None,
 ) -> Selected:
-    """The `k · tokens` largest of `products`, plus `b_enc` where it is given, exactly.
+    """Select exactly the `k · tokens` largest of `products`, to which `b_enc` is added where it is given.
 
     A sample of the tokens suggests a bound that a few more than wanted reach, and only these are
     sorted. Where too few reach it (tokens differ much), a lower bound follows; the last takes all.
@@ -42,7 +42,7 @@ def largest_of_batch(
 
 
 def groupmax(pre: Float[Tensor, "tokens d_hidden"], k: int) -> Selected:
-    """The winner of each of k groups of neighbouring latents."""
+    """Select the largest of each of k groups of neighbouring latents."""
     tokens, d_hidden = pre.shape
     values, winners = pre.view(tokens, k, d_hidden // k).max(2)
     ids = winners + torch.arange(0, d_hidden, d_hidden // k, device=pre.device)
@@ -50,7 +50,7 @@ def groupmax(pre: Float[Tensor, "tokens d_hidden"], k: int) -> Selected:
 
 
 def rows_of(splits: Int[Tensor, "tokens groups_plus_1"], nnz: int) -> Int[Tensor, "nnz"]:
-    """The row of `[groups · tokens, d]` that each entry belongs to."""
+    """Return the row of `[groups · tokens, d]` that each entry belongs to."""
     tokens, groups = splits.shape[0], splits.shape[1] - 1
     row_of_bag = torch.arange(groups * tokens, device=splits.device).view(groups, tokens).T
     return row_of_bag.reshape(-1).repeat_interleave(splits.diff().view(-1), output_size=nnz)

@@ -1,4 +1,4 @@
-"""What a run shows of itself: a row every so many steps, and the best weights so far."""
+"""The history of a run: a row every so many steps, and the best weights so far."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ COLUMNS = (
 
 
 class History:
-    """Rows with the keys ``COLUMNS``; validation_nmse is None except where it was measured."""
+    """Collect rows with the keys ``COLUMNS``; validation_nmse is None except where it was measured."""
 
     def __init__(self, settings: TrainSettings, batches_per_epoch: int, sharing: Sharing) -> None:
         """Begin without rows."""
@@ -97,7 +97,7 @@ def metrics_of(rows: list[dict[str, Any]], best_step: int, best_nmse: float) -> 
 
 
 class Best:
-    """The weights with the lowest validation error, sought in the last phase."""
+    """Hold the weights with the lowest validation error, sought in the last phase."""
 
     def __init__(self) -> None:
         """Begin with none."""

@@ -22,7 +22,7 @@ Owners = Mapping[str, Transcoder]
 
 
 class Processes(Protocol):
-    """Offer what training asks of several processes, each of which has a part of the tokens (``distributed.Team``)."""
+    """Describe what training asks of the processes that divide its tokens or latents."""
 
     @property
     def size(self) -> int:
@@ -42,7 +42,7 @@ class Processes(Protocol):
 
 
 class Sharing:
-    """All latents lie here: nothing needs to be asked of other processes."""
+    """Answer for latents that all lie here: nothing needs to be asked of other processes."""
 
     processes = 1
 
@@ -88,7 +88,7 @@ class Sharing:
         dead: Int[Tensor, "dead"],
         variance: Float[Tensor, ""],
     ) -> Float[Tensor, ""]:
-        """Return AuxK of the ``dead`` latents, ``variance`` being that of the whole batch's residual."""
+        """Return AuxK of the ``dead`` latents, ``variance`` being that of the full batch's residual."""
         k_aux = min(model.config.d_out // 2, len(dead))
         weights = (model.W_enc, model.b_enc, model.W_dec)
         return kernels.auxk(x, residual, *weights, dead, k_aux, variance=variance)
@@ -102,7 +102,7 @@ class Sharing:
         model.save(folder)
 
     def save(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], owners: Owners) -> None:
-        """Write named ``tensors`` of all latents to ``path``, whole or not at all."""
+        """Write named ``tensors`` of all latents to ``path``, or nothing."""
         save_tensors(path, tensors, metadata)
 
     def here(self, name: str, tensor: Tensor, owner: Transcoder) -> Tensor:

@@ -13,7 +13,7 @@ Values = dict[str, Tensor | int | float]
 
 
 class State:
-    """The number of steps taken, when each latent fired last, and sums of the losses since the last row of history."""
+    """Hold the number of steps taken, when each latent fired last, and sums of the losses since the last row."""
 
     def __init__(self, d_hidden: int, tokens_per_step: int, device: torch.device) -> None:
         """Begin at step 0 with ``d_hidden`` latents, none of which has been silent yet."""

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Job(NamedTuple):
-    """What to train, on what, and where it is saved on the way."""
+    """Say what to train, on what, and where it is saved on the way."""
 
     config: TranscoderConfig
     settings: TrainSettings
@@ -45,7 +45,7 @@ class Job(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a finished run leaves."""
+    """Hold what a finished run leaves."""
 
     model: Transcoder
     """With its last weights; of several slices, the one that lies here."""
@@ -71,7 +71,7 @@ class Result(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """What happens after which step; steps are counted from 1 once they are taken."""
+    """Say what happens after which step; steps are counted from 1 once they are taken."""
 
     phases: list[PhasePlan]
     steps: int
@@ -84,15 +84,15 @@ class Schedule(NamedTuple):
         return next(plan for plan in self.phases if number < plan.last_step)
 
     def validates(self, step: int) -> bool:
-        """Whether held-out tokens are looked at: every so many steps, and at the end of each phase."""
+        """Say whether held-out tokens are looked at: every so many steps, and at the end of each phase."""
         return step % self.validate_every == 0 or any(step == plan.last_step for plan in self.phases)
 
     def logs(self, step: int) -> bool:
-        """Whether the history gets a row."""
+        """Say whether the history gets a row."""
         return step % self.log_every == 0 or self.validates(step)
 
     def saves(self, step: int) -> bool:
-        """Whether a checkpoint is written."""
+        """Say whether a checkpoint is written."""
         return step % self.save_every == 0 or step == self.steps
 
 
@@ -123,7 +123,7 @@ def schedule_of(job: Job) -> Schedule:
 
 
 class Trainer:
-    """The parts of one run, each of which can be saved and put back, and the loop over its steps."""
+    """Hold the parts of one run, each of which can be saved and put back, and loop over its steps."""
 
     def __init__(self, job: Job) -> None:
         """Make the model and all parts of the run at their start.

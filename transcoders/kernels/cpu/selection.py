@@ -36,7 +36,10 @@ def select_above(pre: Tensor, least: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @jit_exact
 def _select_topk(share, shares, pre, groups, indices, values):
-    """Of each group in each row: maxima of blocks → a bound that k blocks reach → the few above it."""
+    """Write the k largest of each group in each row, after relu, with their ids ascending.
+
+    Maxima of blocks give a bound that k blocks reach, and only the few numbers above it are compared.
+    """
     rows, d_hidden = pre.shape
     maxima = np.empty(d_hidden // _BLOCK + 1, pre.dtype)
     candidate_ids = np.empty(d_hidden, np.int64)
@@ -59,7 +62,10 @@ def _select_topk(share, shares, pre, groups, indices, values):
 
 @jit_exact
 def _largest(row, k, guess, maxima, candidate_ids, candidates):
-    """The ids of the k largest to the front of `found`. Returns a bound that they reach: the next row's guess."""
+    """Bring the ids of the k largest to the front of `candidate_ids`, and return a bound that they reach.
+
+    The bound is the next row's `guess`.
+    """
     latents = len(row)
     blocks = (latents + _BLOCK - 1) // _BLOCK
     # Block j is {j, j + blocks, …}: maxima of whole vectors, no horizontal work.
@@ -114,7 +120,10 @@ def _keep_largest_of_rows(share, shares, pre, k):
 
 @jit_exact
 def _bound(values, k, slack, guess):
-    """A number that at least k of the values reach, and at most `slack` more (ties apart). `guess`: where to begin."""
+    """Return a number that at least k of the values reach, and at most `slack` more (ties apart).
+
+    The search begins at `guess`.
+    """
     low, high = -np.inf, np.inf
     guess = guess if np.isfinite(guess) else values.dtype.type(0)
     step = abs(guess) / 32 + values.dtype.type(1e-6)
@@ -141,7 +150,7 @@ def _bound(values, k, slack, guess):
 
 @jit_exact
 def _keep_largest(candidate_ids, candidates, count, k):
-    """Of the ids `found[:count]` bring the k with the largest values to the front; ties: lower ids."""
+    """Bring the k of `candidate_ids[:count]` that have the largest values to the front; ties go to lower ids."""
     if count - k > 16:  # rare: many equal values
         kth = np.partition(candidates[:count], count - k)[count - k]
         ids, ties = np.sort(candidate_ids[:count]), k
@@ -170,7 +179,7 @@ def _keep_largest(candidate_ids, candidates, count, k):
 
 @jit_exact
 def _sort(ids):
-    """Insertion for the usual dozens; the library's for hundreds."""
+    """Sort the ids: by insertion for the usual dozens, by the library's algorithm for hundreds."""
     if len(ids) > 128:
         ids.sort()
         return

@@ -114,7 +114,7 @@ def _(x: Tensor, W: Tensor, b: Tensor, how: str, k: int, least: Tensor | None) -
 
 @custom_op("mtxplt::topk", mutates_args=())
 def _topk(x: Tensor, W: Tensor, b: Tensor, groups: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """`groups`: start, stop and k of each, one after the other."""
+    """Select the k largest latents of each group; `groups` has start, stop and k of each, one after the other."""
     tokens, d_hidden = len(x), len(W)
     narrow, b = W.to(_product_dtype(x)), b.contiguous()
     indices = torch.empty(tokens, sum(groups[2::3]), dtype=torch.int64, device=x.device)
@@ -224,7 +224,7 @@ def _reconstructions(splits: Tensor, W: Tensor) -> Tensor:
 
 
 def _gather(splits: Tensor, indices: Tensor, values: Tensor, W: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Nested sums, or what they leave of the target and its squares by (block of columns, group, token)."""
+    """Return nested sums, or what they leave of the target and its squares by (block of columns, group, token)."""
     out = _reconstructions(splits, W)
     (groups, tokens, d), D = out.shape, _columns_at_once(W)
     grid = (tokens, -(-d // D))
@@ -291,7 +291,10 @@ def _(splits: Tensor, indices: Tensor, values: Tensor, grad: Tensor, W: Tensor) 
 def _column_sums(
     splits: Tensor, indices: Tensor, values: Tensor, x: Tensor, d_hidden: int, W: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`Vᵀ x`, and `Vᵀ 1` or, with W, `x Wᵀ` at the entries of V, by block of columns in the order of latents."""
+    """Return `Vᵀ x`, `Vᵀ 1` and `x Wᵀ` at the entries of the sparse latents V; the second without W, the third with it.
+
+    `x Wᵀ` comes by block of columns, in the order of latents.
+    """
     d, D = x.shape[1], _columns_at_once(x)
     grid = (d_hidden, -(-d // D))
     columns = columns_of(indices, d_hidden, _transpose)
@@ -326,7 +329,7 @@ def _transpose(indices: Tensor, d_hidden: int) -> Columns:
 
 
 def _select_topk(products: Tensor, b: Tensor, groups: list[int], indices: Tensor, values: Tensor) -> None:
-    """Fill `indices` and `values` [tokens, k of all groups]."""
+    """Fill `indices` and `values` [tokens, k of all groups] with the k largest of each group."""
     (tokens, d_hidden), k_all, first = products.shape, indices.shape[1], 0
     for begin, stop, k in zip(groups[::3], groups[1::3], groups[2::3], strict=True):
         # At least 2k blocks, so that the bound is tight; and never so many that they leave registers.

@@ -1,4 +1,4 @@
-"""One safetensors file of a sliced dictionary, written by one rank without ever holding it whole."""
+"""One safetensors file of a sliced dictionary, written by one rank without ever holding all of it."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
 
 def save_all_slices(model: SlicedTranscoder, folder: Path, *, first: bool) -> None:
-    """What ``Transcoder.save`` writes, from the slices of all ranks of the model's team; ``first`` writes."""
+    """Write what ``Transcoder.save`` writes, from the slices of all ranks of the model's team; ``first`` writes."""
     tensors = {name: value.detach() for name, value in model.state_dict().items()}
     owners = {name: model for name in tensors if name in PER_LATENT}
     write_slice_by_slice(folder / WEIGHTS if first else None, tensors, owners, model.team)
@@ -36,7 +36,7 @@ def write_slice_by_slice(
 ) -> None:
     """Write ``tensors`` to ``path`` on rank 0; the other ranks send their rows of those that have ``owners``.
 
-    An owner says which latents of the whole a tensor's rows are. The others' tensors are rank 0's.
+    An owner says which of all latents a tensor's rows are. A tensor without an owner is that of rank 0.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # as safetensors orders them
     shapes = {name: _shape(tensors[name], owners.get(name)) for name in names}
@@ -66,7 +66,7 @@ def _header(tensors: dict[str, Tensor], shapes: dict[str, list[int]], metadata: 
 
 
 def _pieces(tensor: Tensor, owner: SlicedTranscoder | None, team: Team) -> Iterator[Tensor]:
-    """The rows in the order of the whole; what rank 0 does not hold is sent to it, one slice at a time."""
+    """Yield the rows in the order of all latents; what rank 0 does not hold is sent to it, one slice at a time."""
     if owner is None:
         yield tensor
         return

@@ -18,7 +18,7 @@ from transcoders.training.sliced.transcoder import SlicedTranscoder
 
 
 class Slices(Sharing):
-    """The latents lie on the processes ``ranks.latents``, which must all make the same calls."""
+    """Answer for latents that lie on the processes ``ranks.latents``, which must all make the same calls."""
 
     def __init__(self, ranks: Ranks) -> None:
         """Share a dictionary with the other processes of ``ranks.latents``."""
@@ -112,7 +112,7 @@ class Slices(Sharing):
 
 
 def _has_rows(name: str) -> bool:
-    """Whether a checkpoint's tensor of this name has a row for each latent."""
+    """Say whether a checkpoint's tensor of this name has a row for each latent."""
     return name.split(".")[-1] in (*PER_LATENT, "since_fired")
 
 

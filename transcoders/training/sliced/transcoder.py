@@ -20,7 +20,7 @@ from transcoders.training.sliced.selection import among_largest
 
 
 class SlicedTranscoder(Transcoder):
-    """One rank's latents of the transcoder that ``whole`` describes.
+    """Hold one rank's latents of the transcoder that ``full_config`` describes.
 
     ``config`` is that of the slice: fewer latents, the same k. All ranks of ``team`` must make the same calls.
     """
@@ -48,7 +48,7 @@ class SlicedTranscoder(Transcoder):
         self.full_config, self.team = full_config, team
 
     def rows_here(self, rows: Tensor) -> Tensor:
-        """Return, of a row for each latent of the whole, this rank's."""
+        """Return, of a row for each of all latents, this rank's."""
         return torch.cat([rows[start:stop] for start, stop in slices(self.full_config, self.team.rank, self.team.size)])
 
     def below(self, prefix: int) -> int:
@@ -82,7 +82,7 @@ class SlicedTranscoder(Transcoder):
         return SlicedTranscoder(part, self.team)
 
     def save(self, folder: Path | str) -> None:
-        """Refuse: ``assemble.save_whole`` writes the whole."""
+        """Refuse, for ``assemble.save_all_slices`` writes the slices together."""
         raise NotImplementedError(f"{folder}: a slice of a transcoder is not saved by itself")
 
 
