@@ -74,6 +74,19 @@ def ordered_batches(
             return
 
 
+class _Plan(NamedTuple):
+    """Say what the buffer holds next, and where in it to begin."""
+
+    epoch: int
+    number: int
+    """Of the load within its epoch."""
+    chunks: NDArray[np.int64]
+    skip: int
+    """Rows of the load that were given before."""
+    last: bool
+    """Whether the epoch ends with it."""
+
+
 class _Load(NamedTuple):
     """Hold the part of the store that the buffer has at a time, on the device, and the order to take it in."""
 
@@ -126,15 +139,12 @@ class ShuffledReader:
         self.seconds_waited = 0.0
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self._seed, epoch]).permutation(len(self._chunks))
-
     def _loads(self, epoch: int) -> list[NDArray[np.int64]]:
-        order = self._order(epoch)
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._chunks))
         return [order[i : i + self._chunks_per_load] for i in range(0, len(order), self._chunks_per_load)]
 
-    def _read(self, epoch: int, number: int, chunks: NDArray[np.int64]) -> _Load:
-        store, ends = self._store, self._counts[chunks].cumsum()
+    def _read(self, plan: _Plan) -> _Load:
+        store, ends = self._store, self._counts[plan.chunks].cumsum()
         shape = (int(ends[-1]), store.d_model)
         if self._copies is None:
             values = [empty(*shape, like=torch.empty(0, dtype=store.dtype)) for _ in store.held]
@@ -148,8 +158,8 @@ class ShuffledReader:
                 torch.index_select(store.rows(name, start, stop), 0, rows, out=out[end - len(rows) : end])
 
         with ThreadPoolExecutor(store.requests) as pool:
-            list(pool.map(fill, chunks, ends.tolist()))
-        rng = np.random.default_rng([self._seed, epoch, number])
+            list(pool.map(fill, plan.chunks, ends.tolist()))
+        rng = np.random.default_rng([self._seed, plan.epoch, plan.number])
         order = torch.from_numpy(rng.permutation(len(values[0])))
         if self._copies is None:
             return _Load(values, order, None)
@@ -165,16 +175,17 @@ class ShuffledReader:
             yield from self._batches(pool, epoch, skip)
 
     def _batches(self, pool: ThreadPoolExecutor, epoch: int, skip: int) -> Iterator[Batch]:
-        plan = self._plan(epoch, skip)
-        upcoming = self._submit(pool, next(plan))
+        plans = self._plans(epoch, skip)
+        upcoming = self._submit(pool, next(plans))
         carried: list[list[Tensor]] = []
         while True:
-            start, last, future = upcoming
+            plan, future = upcoming
+            start = plan.skip
             began = time.perf_counter()
             load = future.result()
             self.seconds_waited += time.perf_counter() - began
             load.wait()
-            upcoming = self._submit(pool, next(plan))
+            upcoming = self._submit(pool, next(plans))
             while start < len(load.order):
                 missing = self.batch_size - sum(len(values[0]) for values in carried)
                 rows = load.order[start : start + missing]
@@ -185,11 +196,11 @@ class ShuffledReader:
                     carried = []
                     # y is recomputed here, not in the reading thread, where a step's matmul precision could reach it.
                     yield Batch(*_with_outputs(self._store, held))
-            if last:
+            if plan.last:
                 carried = []
 
-    def _plan(self, epoch: int, skip: int) -> Iterator[tuple[int, int, NDArray[np.int64], int, bool]]:
-        """Yield (epoch, load number, chunks, rows to skip, last of its epoch) from the wanted row on."""
+    def _plans(self, epoch: int, skip: int) -> Iterator[_Plan]:
+        """Yield the plans of all loads from row ``skip`` of ``epoch`` on."""
         while True:
             loads = self._loads(epoch)
             for number, chunks in enumerate(loads):
@@ -197,12 +208,9 @@ class ShuffledReader:
                 if skip >= rows and rows:
                     skip -= rows
                     continue
-                yield epoch, number, chunks, skip, number == len(loads) - 1
+                yield _Plan(epoch, number, chunks, skip, number == len(loads) - 1)
                 skip = 0
             epoch, skip = epoch + 1, 0
 
-    def _submit(
-        self, pool: ThreadPoolExecutor, item: tuple[int, int, NDArray[np.int64], int, bool]
-    ) -> tuple[int, bool, "Future[_Load]"]:
-        epoch, number, chunks, skip, last = item
-        return skip, last, pool.submit(self._read, epoch, number, chunks)
+    def _submit(self, pool: ThreadPoolExecutor, plan: _Plan) -> tuple[_Plan, "Future[_Load]"]:
+        return plan, pool.submit(self._read, plan)

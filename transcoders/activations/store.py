@@ -75,51 +75,38 @@ def create(
 ) -> None:
     """Create an empty, incomplete store for at most ``rows`` tokens."""
     with explain_errors(path):
-        _create(path, d_model, dtype, rows, attributes, codec, outputs, norms)
-
-
-def _create(
-    path: Place,
-    d_model: int,
-    dtype: str,
-    rows: int,
-    attributes: dict[str, Any],
-    codec: str | None,
-    outputs: str,
-    norms: bool,
-) -> None:
-    root = zarr.open_group(zarr_store(path), mode="w", zarr_format=3)
-    shard_rows = SHARD_ROWS if rows > CHUNK_ROWS else CHUNK_ROWS
-    # zarr leaves out chunks that hold only the fill value: no label and no scale is ever -1
-    for name in array_names(dtype, outputs, norms=norms):
-        if name in LABELS:
-            root.create_array(
-                name, shape=(rows,), chunks=(shard_rows,), dtype="int32", compressors=[CHECKSUM], fill_value=-1
-            )
-        elif name.endswith((SCALE, NORM)):
-            root.create_array(
-                name,
-                shape=(rows,),
-                chunks=(CHUNK_ROWS,),
-                shards=(shard_rows,),
-                dtype="float32",
-                compressors=[CHECKSUM],
-                fill_value=-1,
-            )
-        else:
-            root.create_array(
-                name,
-                shape=(rows, d_model),
-                chunks=(CHUNK_ROWS, d_model),
-                shards=(shard_rows, d_model),
-                dtype=BITS[dtype],
-                compressors=CODECS[codec],
-            )
-    if outputs == "recomputed":
-        attributes = {**attributes, "outputs": outputs}
-    if norms:
-        attributes = {**attributes, "norms": True}
-    root.attrs.update({**attributes, "dtype": dtype, "schema": SCHEMA, "complete": False})
+        root = zarr.open_group(zarr_store(path), mode="w", zarr_format=3)
+        shard_rows = SHARD_ROWS if rows > CHUNK_ROWS else CHUNK_ROWS
+        # zarr leaves out chunks that hold only the fill value: no label and no scale is ever -1
+        for name in array_names(dtype, outputs, norms=norms):
+            if name in LABELS:
+                root.create_array(
+                    name, shape=(rows,), chunks=(shard_rows,), dtype="int32", compressors=[CHECKSUM], fill_value=-1
+                )
+            elif name.endswith((SCALE, NORM)):
+                root.create_array(
+                    name,
+                    shape=(rows,),
+                    chunks=(CHUNK_ROWS,),
+                    shards=(shard_rows,),
+                    dtype="float32",
+                    compressors=[CHECKSUM],
+                    fill_value=-1,
+                )
+            else:
+                root.create_array(
+                    name,
+                    shape=(rows, d_model),
+                    chunks=(CHUNK_ROWS, d_model),
+                    shards=(shard_rows, d_model),
+                    dtype=BITS[dtype],
+                    compressors=CODECS[codec],
+                )
+        if outputs == "recomputed":
+            attributes = {**attributes, "outputs": outputs}
+        if norms:
+            attributes = {**attributes, "norms": True}
+        root.attrs.update({**attributes, "dtype": dtype, "schema": SCHEMA, "complete": False})
 
 
 def to_storage(name: str, values: Float[Tensor, "tokens d"], dtype: str, where: str) -> dict[str, NDArray[Any]]:

@@ -66,6 +66,11 @@ def fixed_offsets(indices: Int[Tensor, "tokens k"]) -> Int[Tensor, "tokens_plus_
     return torch.arange(0, tokens * k + 1, k, device=indices.device)
 
 
+def offsets_of(counts: Int[Tensor, "n"] | Bool[Tensor, "n"]) -> Int[Tensor, "n_plus_1"]:
+    """Return where each of consecutive runs of ``counts`` entries begins, and where the last ends."""
+    return pad(counts.cumsum(0), (1, 0))
+
+
 def concatenate(groups: Sequence[SparseLatents]) -> SparseLatents:
     """Return the latents of the same tokens side by side: the ids of each group follow those of the one before."""
     if len(groups) == 1:
@@ -98,7 +103,7 @@ def between(latents: SparseLatents, start: int, stop: int) -> SparseLatents:
 
 def select_entries(latents: SparseLatents, mask: Bool[Tensor, "nnz"]) -> SparseLatents:
     """Return only the entries that `mask` marks, under their ids; differentiable in the values."""
-    offsets = pad(mask.cumsum(0), (1, 0))[latents.offsets]
+    offsets = offsets_of(mask)[latents.offsets]
     return SparseLatents(offsets, latents.indices[mask], latents.values[mask], latents.d_hidden)
 
 
@@ -111,8 +116,7 @@ def splits_of(
     """
     borders = [offsets[:-1]]
     for size in prefixes[:-1]:
-        below = pad((indices < size).cumsum(0), (1, 0))[offsets]
-        borders.append(offsets[:-1] + below.diff())
+        borders.append(offsets[:-1] + offsets_of(indices < size)[offsets].diff())
     return torch.stack([*borders, offsets[1:]], 1)
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transcoders.kernels.latents import Group, SparseLatents, SquaredErrors, from_fixed_k
+from transcoders.kernels.latents import Group, SparseLatents, SquaredErrors, from_fixed_k, offsets_of
 
 
 def pre_activations(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Float[Tensor, "tokens d_hidden"]:
@@ -68,5 +68,4 @@ def squared_errors(latents: SparseLatents, W_dec: Tensor, target: Tensor, prefix
 
 
 def _masked(pre: Tensor, mask: Tensor) -> SparseLatents:
-    offsets = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0))
-    return SparseLatents(offsets, mask.nonzero()[:, 1], pre[mask].relu(), pre.shape[1])
+    return SparseLatents(offsets_of(mask.sum(1)), mask.nonzero()[:, 1], pre[mask].relu(), pre.shape[1])

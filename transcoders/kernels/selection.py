@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from transcoders.kernels.latents import fixed_offsets, offsets_of
+
 Selected = tuple[Tensor, Tensor, Tensor]  # offsets, indices, values after the relu
 # least [d_hidden] → counts per row, ids and values of the pre-activations above it
 Above = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -46,7 +48,9 @@ def groupmax(pre: Float[Tensor, "tokens d_hidden"], k: int) -> Selected:
     tokens, d_hidden = pre.shape
     values, winners = pre.view(tokens, k, d_hidden // k).max(2)
     ids = winners + torch.arange(0, d_hidden, d_hidden // k, device=pre.device)
-    return _fixed_k(ids, values)
+    # Sums are float32 at least, also of bfloat16 products.
+    wide = torch.promote_types(values.dtype, torch.float32)
+    return fixed_offsets(ids), ids.view(-1), values.to(wide).relu().view(-1)
 
 
 def rows_of(splits: Int[Tensor, "tokens groups_plus_1"], nnz: int) -> Int[Tensor, "nnz"]:
@@ -54,14 +58,3 @@ def rows_of(splits: Int[Tensor, "tokens groups_plus_1"], nnz: int) -> Int[Tensor
     tokens, groups = splits.shape[0], splits.shape[1] - 1
     row_of_bag = torch.arange(groups * tokens, device=splits.device).view(groups, tokens).T
     return row_of_bag.reshape(-1).repeat_interleave(splits.diff().view(-1), output_size=nnz)
-
-
-def offsets_of(counts: Int[Tensor, "n"]) -> Int[Tensor, "n_plus_1"]:
-    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-
-
-def _fixed_k(ids: Tensor, values: Tensor) -> Selected:
-    offsets = torch.arange(0, ids.numel() + 1, ids.shape[1], device=ids.device)
-    # Sums are float32 at least, also of bfloat16 products.
-    wide = torch.promote_types(values.dtype, torch.float32)
-    return offsets, ids.view(-1), values.to(wide).relu().view(-1)

@@ -17,8 +17,16 @@ from torch import Tensor
 from transcoders.kernels.columns import columns_of
 from transcoders.kernels.cpu import loops, selection
 from transcoders.kernels.cpu.linear import linear
-from transcoders.kernels.latents import Group, SparseLatents, SquaredErrors, fixed_offsets, splits_of, truncate
-from transcoders.kernels.selection import Selected, groupmax, largest_of_batch, offsets_of
+from transcoders.kernels.latents import (
+    Group,
+    SparseLatents,
+    SquaredErrors,
+    fixed_offsets,
+    offsets_of,
+    splits_of,
+    truncate,
+)
+from transcoders.kernels.selection import Selected, groupmax, largest_of_batch
 
 # Bytes of pre-activations that exist at a time: enough for the matmul to run at full speed, few enough for the
 # selection to find them in cache, and for the allocator to give the same pages again.
@@ -65,7 +73,12 @@ def threshold_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: float |
 
 
 def groupmax_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLatents:
-    return _encode(x, W_enc, b_enc, lambda e: _select_rows(e, lambda pre: groupmax(pre, k)))
+    def winners(encoder: Encoder) -> Selected:
+        parts = [groupmax(pre, k) for _, pre in encoder.chunks()]
+        _, indices, values = (torch.cat(part) for part in zip(*parts, strict=True))
+        return torch.arange(0, len(indices) + 1, k), indices, values
+
+    return _encode(x, W_enc, b_enc, winners)
 
 
 def keep_largest_(pre: Tensor, k: int) -> None:
@@ -129,12 +142,7 @@ class _Encode(torch.autograd.Function):
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        offsets: Tensor,
-        indices: Tensor,
-        values: Tensor,
-        W_dec: Tensor,
-        prefixes: tuple[int, ...],
+        ctx: Any, offsets: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor, prefixes: tuple[int, ...]
     ) -> Tensor:
         splits = splits_of(offsets, indices, prefixes)
         ctx.save_for_backward(splits, indices, values, W_dec)
@@ -199,11 +207,3 @@ def _select_above(encoder: Encoder, least: Tensor) -> Selected:
     parts = [selection.select_above(pre, least) for _, pre in encoder.chunks()]
     counts, indices, values = (torch.cat(part) for part in zip(*parts, strict=True))
     return offsets_of(counts), indices, values
-
-
-def _select_rows(encoder: Encoder, select_rows: Callable[[Tensor], Selected]) -> Selected:
-    """Apply `select_rows`, which selects the same number of entries in every row, chunk by chunk."""
-    parts = [select_rows(pre) for _, pre in encoder.chunks()]
-    indices, values = (torch.cat([part[i] for part in parts]) for i in (1, 2))
-    k = len(indices) // max(1, len(encoder.x))
-    return torch.arange(0, len(indices) + 1, k), indices, values

@@ -18,7 +18,15 @@ from torch.library import custom_op
 from transcoders.kernels import selection as select
 from transcoders.kernels.columns import Columns, columns_of
 from transcoders.kernels.cuda import programs as triton_kernels
-from transcoders.kernels.latents import Group, SparseLatents, SquaredErrors, fixed_offsets, splits_of, truncate
+from transcoders.kernels.latents import (
+    Group,
+    SparseLatents,
+    SquaredErrors,
+    fixed_offsets,
+    offsets_of,
+    splits_of,
+    truncate,
+)
 
 _TILE = 2048
 # Rows of products that exist at a time: enough to fill a GPU, and few enough that they and the copy of the weights in
@@ -98,7 +106,7 @@ def _select(x: Tensor, W: Tensor, b: Tensor, how: str, k: int, least: Tensor | N
     if how == "threshold":
         assert least is not None
         counts, indices, values = _above(products, b, least)
-        return select.offsets_of(counts), indices, values
+        return offsets_of(counts), indices, values
     if how == "batchtopk":
         return select.largest_of_batch(products, k, partial(_above, products, b), b)
     return select.groupmax(products.add_(b), k)
@@ -230,21 +238,8 @@ def _gather(splits: Tensor, indices: Tensor, values: Tensor, W: Tensor, target: 
     grid = (tokens, -(-d // D))
     squares = out.new_empty(grid[1], groups, tokens)
     if tokens:
-        triton_kernels.nested_sums[grid](
-            splits,
-            indices,
-            values.contiguous(),
-            W.contiguous(),
-            target,
-            out,
-            squares,
-            tokens,
-            d,
-            groups,
-            target is not None,
-            4,
-            D,
-        )
+        tensors = (splits, indices, values.contiguous(), W.contiguous(), target, out, squares)
+        triton_kernels.nested_sums[grid](*tensors, tokens, d, groups, target is not None, STEP=4, D=D)
     return out, squares
 
 
@@ -303,23 +298,9 @@ def _column_sums(
     sums = x.new_empty(d_hidden, d, dtype=torch.float32)
     totals = x.new_empty(d_hidden, dtype=torch.float32)
     dots = totals.new_empty(grid[1], len(indices))
-    triton_kernels.column_sums[grid](
-        schedule,
-        columns.offsets,
-        columns.order,
-        select.rows_of(splits, len(indices)),
-        values.contiguous(),
-        x.contiguous(),
-        None if W is None else W.contiguous(),
-        sums,
-        totals,
-        dots,
-        d,
-        len(indices),
-        W is not None,
-        8,
-        D,
-    )
+    pattern = (schedule, columns.offsets, columns.order, select.rows_of(splits, len(indices)))
+    tensors = (values.contiguous(), x.contiguous(), None if W is None else W.contiguous(), sums, totals, dots)
+    triton_kernels.column_sums[grid](*pattern, *tensors, d, len(indices), W is not None, STEP=8, D=D)
     return sums, totals, dots
 
 
