@@ -39,9 +39,9 @@ def test_it_gives_what_the_model_gives_there(tmp_path, model, hook, shard_size):
     getattr(block, hook).register_forward_hook(lambda module, inputs, output: caught.update(y=output))
     with torch.no_grad():
         model(torch.arange(10)[None])
-        found = load_mlp(tmp_path, f"model.layers.1.{hook}.output", CPU)(caught["x"][0])
-    assert torch.allclose(found, caught["y"][0], rtol=1e-5, atol=1e-6)
-    assert not found.requires_grad
+        y = load_mlp(tmp_path, f"model.layers.1.{hook}.output", CPU)(caught["x"][0])
+    assert torch.allclose(y, caught["y"][0], rtol=1e-5, atol=1e-6)
+    assert not y.requires_grad
 
 
 def test_a_model_that_names_its_mlp_otherwise_is_told(tmp_path):

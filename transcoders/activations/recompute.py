@@ -15,7 +15,7 @@ from transcoders.core.provenance import PROVENANCE, model_hash
 
 
 def open_store(path: Path, model: Path, device: torch.device) -> Store:
-    """The store at ``path``; where it lacks y, the MLP in the model's folder ``model`` makes it, on ``device``.
+    """Open the store at ``path``; where it lacks y, the MLP in the model's folder ``model`` makes it, on ``device``.
 
     Raises:
         UserError: the store or the model is missing or damaged, or the model is another one.
@@ -33,7 +33,7 @@ def open_store(path: Path, model: Path, device: torch.device) -> Store:
 
 
 def load_mlp(folder: Path, hf_hook_out: str, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The MLP, and the post-norm where there is one, whose output ``hf_hook_out`` names, in float32.
+    """Load the MLP, and the post-norm where there is one, whose output ``hf_hook_out`` names, in float32.
 
     Only its own weights are read.
 
@@ -43,11 +43,11 @@ def load_mlp(folder: Path, hf_hook_out: str, device: torch.device) -> Callable[[
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
-        whole: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))  # type: ignore[no-untyped-call]
+        hf_model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))  # type: ignore[no-untyped-call]
     block, _, last = hf_hook_out.removesuffix(".output").rpartition(".")
     names = [f"{block}.{name}" for name in dict.fromkeys(("mlp", last))]
     try:
-        parts = [whole.get_submodule(name) for name in names]
+        parts = [hf_model.get_submodule(name) for name in names]
         for name, part in zip(names, parts, strict=True):
             part.load_state_dict(_tensors(folder, f"{name}."), assign=True)
     except (AttributeError, RuntimeError) as error:
@@ -65,9 +65,9 @@ def load_mlp(folder: Path, hf_hook_out: str, device: torch.device) -> Callable[[
 
 
 def _tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as weights:
             names = [name for name in weights.keys() if name.startswith(prefix)]  # noqa: SIM118
-            found |= {name.removeprefix(prefix): weights.get_tensor(name).float() for name in names}
-    return found
+            tensors |= {name.removeprefix(prefix): weights.get_tensor(name).float() for name in names}
+    return tensors

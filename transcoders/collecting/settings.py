@@ -10,7 +10,7 @@ from transcoders.language.settings import HookSettings
 
 
 class TextSettings(Settings):
-    """Which text: the packaged Wikipedia, a file, or a data set of the Hugging Face Hub."""
+    """Say which text to read: the packaged Wikipedia, a file, or a data set of the Hugging Face Hub."""
 
     source: Literal["wikipedia", "file", "hub"] = "wikipedia"
     path: str | None = None
@@ -27,7 +27,7 @@ class TextSettings(Settings):
 
 
 class CollectSettings(Settings):
-    """Which activations to store, of which text."""
+    """Say which activations to store, of which text."""
 
     layers: list[int] = Field(min_length=1)
     tokens: int = Field(gt=0)
