@@ -30,6 +30,7 @@ from transcoders.core.provenance import model_hash
 from transcoders.evaluation.predictors import transcoder_predictor
 from transcoders.language.model import load_bridge, load_tokenizer
 from transcoders.language.taps import Tap, resolve_tap
+from transcoders.language.tokens import special_ids
 from transcoders.training.settings import TrainSettings, VariantSettings
 
 log = logging.getLogger(__name__)
@@ -94,17 +95,23 @@ def _collect(model: Path, path: Path, device: torch.device) -> tuple[dict[str, A
     bridge, tokenizer = load_bridge(model, device), load_tokenizer(model)
     settings = CollectSettings(layers=[LAYER], tokens=COLLECTED, dtype="float32")
     contexts = make_contexts(
-        documents(TextSettings()), tokenizer, tokens=COLLECTED, context_length=settings.context_length, pool=8.0, seed=0
+        documents(TextSettings()),
+        tokenizer,
+        start=[tokenizer.bos_token_id],
+        tokens=COLLECTED,
+        context_length=settings.context_length,
+        pool=8.0,
+        seed=0,
     )
     tap = resolve_tap(bridge, LAYER, settings.hooks)
-    batches = Batches(bridge, [tap], contexts, settings.batch_size, sorted(tokenizer.all_special_ids))
+    batches = Batches(bridge, [tap], contexts, settings.batch_size, special_ids(tokenizer))
     collect(batches, settings, [path], [_facts(tap, model)])
     split = split_documents(contexts.documents, SplitSettings())
     return {part: documents_of(split, part) for part in PARTS}, tap
 
 
 def _facts(tap: Tap, model: Path) -> dict[str, Any]:
-    return {"hf_hook_out": tap.hf_hook_out, "model_hash": model_hash(model)}
+    return {"mlp": tap.mlp, "mlp_scale": tap.mlp_scale, "model_hash": model_hash(model)}
 
 
 def _batches(exact: Store) -> Iterator[Rows]:

@@ -10,6 +10,7 @@ from transcoders.circuits.frozen import Frozen, attend_back, walk_back
 from transcoders.circuits.graph import Graph, Output, influence
 from transcoders.circuits.settings import CircuitSettings
 from transcoders.core.errors import UserError
+from transcoders.language.tokens import text_ids
 
 ROUNDS = 8  # of choosing which latents to trace next, where not all are
 
@@ -27,7 +28,7 @@ def difference(frozen: Frozen, tokenizer: Any, answer: str, foil: str) -> Target
     Raises:
         UserError: the two begin with the same token.
     """
-    first, second = (tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in (answer, foil))
+    first, second = (text_ids(tokenizer, text)[0] for text in (answer, foil))
     if first == second:
         raise UserError(f"answer {answer!r} and foil {foil!r} begin with the same token; nothing tells them apart")
     unembedding = frozen.parts.unembedding

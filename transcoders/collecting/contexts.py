@@ -1,4 +1,4 @@
-"""Cutting documents into contexts that a model reads: BOS, then tokens of one document only."""
+"""Cutting documents into contexts that a model reads: a start such as BOS, then tokens of one document only."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from transcoders.collecting.text import Document
 from transcoders.core.errors import UserError
+from transcoders.language.tokens import text_ids
 
 PAD = -1
 SMALLEST_POOL = 1_000_000
@@ -19,7 +20,7 @@ class Contexts(NamedTuple):
     """Contexts in the order in which they are read, and the documents they come from."""
 
     tokens: NDArray[np.int32]
-    """[contexts, context_length], BOS first, ``PAD`` after the end."""
+    """[contexts, context_length], the start first, ``PAD`` after the end."""
     document: NDArray[np.int32]
     """[contexts], row of ``documents``."""
     documents: pd.DataFrame
@@ -34,12 +35,15 @@ def make_contexts(
     source: Iterable[Document],
     tokenizer: Any,
     *,
+    start: list[int],
     tokens: int,
     context_length: int,
     pool: float,
     seed: int,
 ) -> Contexts:
-    """Tokenise, cut, shuffle and keep exactly ``tokens`` tokens (BOS not counted).
+    """Tokenise, cut, shuffle and keep exactly ``tokens`` tokens (the first of a context not counted).
+
+    Contexts begin with ``start``, which may be empty: then their first token is the text's.
 
     Documents are read until there are ``pool * tokens`` tokens or the text ends; their contexts
     are then shuffled across documents, so that neighbours in the store are unrelated.
@@ -51,14 +55,15 @@ def make_contexts(
     owner: list[int] = []
     titles: list[str] = []
     total = 0
-    body = context_length - 1
+    body = context_length - len(start)
     for document in source:
-        ids = tokenizer(document.text, add_special_tokens=False)["input_ids"]
-        for start in range(0, len(ids), body):
-            rows.append([tokenizer.bos_token_id, *ids[start : start + body]])
-            owner.append(len(titles))
+        ids = text_ids(tokenizer, document.text)
+        cut = [[*start, *ids[first : first + body]] for first in range(0, len(ids), body)]
+        cut = [row for row in cut if len(row) > 1]
+        rows += cut
+        owner += [len(titles)] * len(cut)
         titles.append(document.title)
-        total += len(ids)
+        total += sum(len(row) - 1 for row in cut)
         if total >= max(pool * tokens, SMALLEST_POOL):
             break
     if total < tokens:

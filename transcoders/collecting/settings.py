@@ -31,9 +31,12 @@ class CollectSettings(Settings):
 
     layers: list[int] = Field(min_length=1)
     tokens: int = Field(gt=0)
-    """Tokens to run (BOS not counted)."""
+    """Tokens to run (the first of each context not counted)."""
     text: TextSettings = TextSettings()
     context_length: int = Field(default=256, ge=2)
+    context_start: str | None = Field(default=None, min_length=1)
+    """What contexts begin with: null takes the tokenizer's BOS, a token's text names another; ``none``: their text.
+    The first token of a context, whatever it is, is run but neither stored nor replaced."""
     batch_size: int = Field(default=8, gt=0)
     """Contexts per forward pass."""
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"

@@ -19,6 +19,8 @@ CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 TENSORS = layout(W_enc="W_enc.T", b_enc="b_enc", W_dec="W_dec", b_dec="b_dec")
 THRESHOLD = layout(threshold="threshold")
 SKIP = layout(W_skip="W_skip")
+STARTS = ("context_start", "prepend_bos")
+"""What contexts begin with, in our metadata and transcoders; SAELens itself knows the second alone."""
 ARCHITECTURES: dict[str, tuple[EncoderName, bool]] = {
     "transcoder": ("relu", False),
     "skip_transcoder": ("relu", True),
@@ -81,6 +83,7 @@ def _provenance(config: dict[str, Any], source: Source) -> dict[str, Any]:
         "hf_hook_in": metadata.get("hf_hook_name"),
         "hf_hook_out": metadata.get("hf_hook_name_out"),
         "gain_applied": not hook.endswith("ln2.hook_normalized"),
+        **({key: metadata.get(key) for key in STARTS} if STARTS[0] in metadata else {}),
     }
 
 
@@ -108,6 +111,7 @@ def write(model: Transcoder, folder: Path, metadata: dict[str, Any]) -> None:
                 "hf_hook_name": provenance.get("hf_hook_in"),
                 "hf_hook_name_out": provenance.get("hf_hook_out"),
                 "prepend_bos": True,
+                **{key: provenance[key] for key in STARTS if key in provenance},
                 **metadata,
             },
         },
