@@ -81,7 +81,7 @@ def write_tables(settings: CollectSettings, contexts: Contexts) -> None:
 def work(params: Params, ranks: Ranks) -> None:
     """Read data/model and text; write data/activations, documents, contexts and data/collect.json."""
     settings, tokenizer = params.collect, load_tokenizer(MODEL)
-    if settings.text.source == "file" and settings.text.path is not None:
+    if "file" in settings.text.source and settings.text.path is not None:
         checked_input("collect.text.path", settings.text.path, "text")
     sizes = settings.model_dump(include={"tokens", "context_length", "pool", "seed"})
     contexts = ranks.decided(lambda: make_contexts(documents(settings.text), tokenizer, **sizes))
