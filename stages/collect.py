@@ -89,7 +89,7 @@ def work(params: Params, ranks: Ranks) -> None:
     params = params.model_copy(update={"collect": params.collect.model_copy(update={"text": text})})
     settings = params.collect
     start = context_start(tokenizer, settings.context_start).ids
-    if settings.text.source == "file" and settings.text.path is not None:
+    if "file" in settings.text.source and settings.text.path is not None:
         checked_input("collect.text.path", settings.text.path, "text")
     sizes = settings.model_dump(include={"tokens", "context_length", "pool", "seed"})
     contexts = ranks.decided(lambda: make_contexts(documents(settings.text), tokenizer, start=start, **sizes))
