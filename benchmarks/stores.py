@@ -53,7 +53,7 @@ KINDS: tuple[dict[str, Any], ...] = (
 
 
 class Round(NamedTuple):
-    """Seconds of one round: of a store, and of a plain file of as many bytes."""
+    """Hold the seconds of one round: of a store, and of a plain file of as many bytes."""
 
     write: float
     plain_write: float
@@ -62,7 +62,7 @@ class Round(NamedTuple):
 
 
 def run(model: Path, device: torch.device) -> list[str]:
-    """Rows: the kind, its size, its rates beside those of plain files of the same bytes, held-out FVU.
+    """Return the rows: the kind, its size, its rates beside those of plain files of the same bytes, held-out FVU.
 
     Every kind is trained on what it gives back, and judged on the test documents in float32.
     """
@@ -78,14 +78,14 @@ def run(model: Path, device: torch.device) -> list[str]:
         batches = list(_batches(exact))
         judge = quality.task_of(exact, parts, device)
         for last in [False] * (ROUNDS - 1) + [True]:
-            for settings, found in zip(kinds, rounds, strict=True):
+            for settings, measured in zip(kinds, rounds, strict=True):
                 path = folder / "kind.zarr"
                 shutil.rmtree(path, ignore_errors=True)
-                found.append(_round(batches, tap, settings, path, model, device))
+                measured.append(_round(batches, tap, settings, path, model, device))
                 if last:
                     values = settings.dtype, settings.outputs  # a codec changes none
                     errors[values] = errors.get(values) or _fvu(path, parts, judge, model)
-                    rows.append(_row(settings, path, found, errors[values]))
+                    rows.append(_row(settings, path, measured, errors[values]))
                     log.info(rows[-1])
     return rows
 
@@ -189,7 +189,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _seconds(work: Callable[[], Any], written: Path | None = None) -> float:
-    """Of ``work``, until what it wrote has reached the disk."""
+    """Return the seconds of ``work``, until what it wrote has reached the disk."""
     began = time.perf_counter()
     work()
     for file in _files(written) if written else ():

@@ -56,7 +56,7 @@ def job_of(params: Params, run: Run, inputs: Inputs, device: torch.device, ranks
         buffer_tokens=settings.buffer_tokens,
         seed=run.seed,
         device=device,
-        own=ranks.data.share(settings.batch_size),
+        share=ranks.data.share(settings.batch_size),
     )
     held_out = ordered_batches(store, inputs.documents["validation"], VALIDATION_TOKENS, device)
     validation = [Batch(batch.x, batch.y) for batch in held_out]

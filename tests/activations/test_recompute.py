@@ -40,9 +40,9 @@ def test_it_gives_what_the_model_gives_there(tmp_path, model, hook, scale, shard
     with torch.no_grad():
         model(torch.arange(10)[None])
         modules = [f"model.layers.1.{name}" for name in dict.fromkeys(("mlp", hook))]
-        found = load_mlp(tmp_path, modules, scale, CPU)(caught["x"][0])
-    assert torch.allclose(found, scale * caught["y"][0], rtol=1e-5, atol=1e-6)
-    assert not found.requires_grad
+        y = load_mlp(tmp_path, modules, scale, CPU)(caught["x"][0])
+    assert torch.allclose(y, scale * caught["y"][0], rtol=1e-5, atol=1e-6)
+    assert not y.requires_grad
 
 
 def test_a_model_that_names_its_mlp_otherwise_is_told(tmp_path):

@@ -40,7 +40,7 @@ def tokenizer(gemma):
 
 @pytest.fixture(scope="module")
 def contexts(tokenizer):
-    articles = list(documents(TextSettings()))[:8]
+    articles = list(documents(TextSettings()))[:40]
     return make_contexts(articles, tokenizer, start=[2], tokens=1500, context_length=64, pool=1.0, seed=0)
 
 

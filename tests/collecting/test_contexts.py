@@ -16,7 +16,8 @@ class Letters:
 
 
 def documents(*lengths):
-    return [Document(f"d{i}", chr(100 + i) * n) for i, n in enumerate(lengths)]
+    sources = ("wikipedia", "summaries")
+    return [Document(f"d{i}", chr(100 + i) * n, sources[i % 2], f"t{i}") for i, n in enumerate(lengths)]
 
 
 def make(lengths, tokens, context_length=8, seed=0, pool=8.0, start=(1,)):
@@ -53,8 +54,23 @@ def test_without_a_start_the_first_token_of_the_text_takes_its_place():
 
 
 def test_too_little_text_says_how_much_there_is():
-    with pytest.raises(UserError, match=r"collect\.tokens: 33 tokens were asked for, but the text has only 32"):
+    with pytest.raises(
+        UserError, match=r"collect\.tokens: 33 tokens were asked for, but the text has only 32 "
+    ) as error:
         make((20, 3, 9), 33)
+    assert "(wikipedia: 29, summaries: 3)" in str(error.value)
+    with pytest.raises(UserError, match=r"the text has only 20; lower"):
+        make((20,), 33)
+
+
+def test_the_table_of_documents_has_their_titles_sources_and_topics():
+    table = make((20, 3, 9), 32).documents
+    assert table.to_dict("list") == {
+        "title": ["d0", "d1", "d2"],
+        "source": ["wikipedia", "summaries", "wikipedia"],
+        "topic": ["t0", "t1", "t2"],
+        "tokens": [20, 3, 9],
+    }
 
 
 def test_the_seed_decides_the_order():

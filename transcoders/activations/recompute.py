@@ -15,7 +15,7 @@ from transcoders.core.provenance import PROVENANCE, model_hash
 
 
 def open_store(path: Path, model: Path, device: torch.device) -> Store:
-    """The store at ``path``; where it lacks y, the MLP in the model's folder ``model`` makes it, on ``device``.
+    """Open the store at ``path``; where it lacks y, the MLP in the model's folder ``model`` makes it, on ``device``.
 
     Raises:
         UserError: the store or the model is missing or damaged, or the model is another one.
@@ -63,9 +63,9 @@ def load_mlp(folder: Path, modules: Sequence[str], scale: float, device: torch.d
 
 
 def _tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as weights:
             names = [name for name in weights.keys() if name.startswith(prefix)]  # noqa: SIM118
-            found |= {name.removeprefix(prefix): weights.get_tensor(name).float() for name in names}
-    return found
+            tensors |= {name.removeprefix(prefix): weights.get_tensor(name).float() for name in names}
+    return tensors

@@ -37,22 +37,6 @@ def difference(frozen: Frozen, tokenizer: Any, answer: str, foil: str) -> Target
     return Targets([Output(label, first, 1.0, probability)], (unembedding[first] - unembedding[second])[None])
 
 
-def top_logits(frozen: Frozen, tokenizer: Any, most: int = 10, share: float = 0.95) -> Targets:
-    """Return the directions of the likeliest next tokens, at most ``most`` and as many as hold ``share``.
-
-    Their logits are relative to the mean logit.
-    """
-    unembedding = frozen.parts.unembedding
-    probabilities = (unembedding @ frozen.last).softmax(0)
-    best = probabilities.topk(min(most, len(probabilities)))
-    count = min(int((best.values.cumsum(0) < share).sum()) + 1, len(best.values))
-    chosen, p = best.indices[:count].tolist(), best.values[:count].tolist()
-    outputs = [
-        Output(tokenizer.decode([token]), token, weight, weight) for token, weight in zip(chosen, p, strict=True)
-    ]
-    return Targets(outputs, unembedding[chosen] - unembedding.mean(0))
-
-
 @torch.no_grad()
 def attribute(frozen: Frozen, targets: Targets, settings: CircuitSettings) -> Graph:
     """Trace the effects on ``targets`` and on the ``settings.max_latents`` most influential latents.

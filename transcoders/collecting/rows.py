@@ -15,7 +15,7 @@ from transcoders.language.taps import Tap
 
 
 class Rows(NamedTuple):
-    """x and y of the stored tokens of one batch, and where each came from."""
+    """Hold x and y of the stored tokens of one batch, and where each came from."""
 
     x: Tensor
     y: Tensor
@@ -40,7 +40,7 @@ class Rows(NamedTuple):
 
 
 class Batches:
-    """The batches of a collection, each of which can be run on its own."""
+    """Plan and run the batches of a collection, each of which can be run by itself."""
 
     def __init__(
         self, bridge: Any, taps: list[Tap], contexts: Contexts, batch_size: int, special_ids: list[int]
@@ -74,7 +74,7 @@ class Batches:
 
     @property
     def capacity(self) -> int:
-        """The most rows that a store may need."""
+        """Return the most rows that a store may need."""
         return int((self._contexts.tokens != PAD).sum()) - len(self._contexts.tokens)
 
     def _labels(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
