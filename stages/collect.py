@@ -1,7 +1,5 @@
 """Stage `collect`: the model's MLP inputs and outputs on text, one zarr store a layer."""
 
-import logging
-import time
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,10 +13,10 @@ from stages.common.entry import entry, no_arguments
 from stages.common.params import StageParams
 from stages.common.paths import ACTIVATIONS, COLLECTED, CONTEXTS, DOCUMENTS, MODEL
 from transcoders.activations.recompute import load_mlp
-from transcoders.activations.store import Store, notes_folder
+from transcoders.activations.store import Store
 from transcoders.collecting.collect import collect
 from transcoders.collecting.contexts import PAD, Contexts, make_contexts
-from transcoders.collecting.publish import forget_unused, layer_fingerprint, publish_all, store_place
+from transcoders.collecting.publish import forget_unused, publish_all, store_keys, store_place
 from transcoders.collecting.revision import pinned
 from transcoders.collecting.rows import Batches
 from transcoders.collecting.settings import CollectSettings
@@ -34,8 +32,6 @@ from transcoders.distributed.settings import DistributedSettings
 from transcoders.language.model import load_bridge, load_tokenizer
 from transcoders.language.taps import attributes_of, resolve_tap
 from transcoders.language.tokens import check_room, context_start, special_ids
-
-log = logging.getLogger(__name__)
 
 
 class Params(StageParams):
@@ -64,13 +60,8 @@ def collect_missing(params: Params, contexts: Contexts, stores: dict[int, Place]
         **context_start(tokenizer, settings.context_start).attributes,
     }
     attributes = [{**attributes_of(bridge, tap), **common} for tap in taps]
-    for path in stores.values():
-        notes_folder(path).parent.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
     batches = Batches(bridge, taps, contexts, settings.batch_size, special_ids(tokenizer))
     collect(batches, settings, list(stores.values()), attributes, ranks)
-    seconds = time.perf_counter() - began
-    log.info("collected layers %s: %.0f tokens/s", list(stores), settings.tokens / seconds)
 
 
 def write_tables(settings: CollectSettings, contexts: Contexts) -> None:
@@ -93,10 +84,7 @@ def work(params: Params, ranks: Ranks) -> None:
         checked_input("collect.text.path", settings.text.path, "text")
     sizes = settings.model_dump(include={"tokens", "context_length", "pool", "seed"})
     contexts = ranks.decided(lambda: make_contexts(documents(settings.text), tokenizer, start=start, **sizes))
-    code = code_of("collect")
-    keys = ranks.decided(
-        lambda: {n: layer_fingerprint(settings, n, contexts, MODEL, code) for n in sorted(set(settings.layers))}
-    )
+    keys = ranks.decided(lambda: store_keys(settings, contexts, MODEL, code_of("collect")))
     cache = cache_folder("collect")
     cache.mkdir(parents=True, exist_ok=True)
     folders = {layer: cache / key for layer, key in keys.items()}
