@@ -51,12 +51,12 @@ nested-9-0,0.475,2,0.5
 nested-9-0,0.725,2,0.5
 """
 MARKS = {  # what each chart must at least draw, as Vega names the groups of its SVG
-    "loss": "mark-line",
-    "nmse": "mark-line",
+    "training_error": "mark-line",
+    "validation_error": "mark-line",
     "l0": "mark-line",
     "dead_fraction": "mark-line",
     "learning_rate": "mark-line",
-    "loss_by_step": "mark-line",
+    "training_error_by_step": "mark-line",
     "firing_density": "mark-area",
     "detection_score": "mark-area",
     "fvu": "mark-rect",

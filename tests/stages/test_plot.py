@@ -216,7 +216,7 @@ def test_a_missing_or_empty_input_is_named_with_its_stage_and_nothing_is_replace
     assert files_under(root / "plots") == before
 
 
-@pytest.mark.parametrize("template", ["curve", "curve_log", "histogram", "bars", "frontier", "prefixes"])
+@pytest.mark.parametrize("template", ["curve", "curve_log", "histogram", "scores", "bars", "frontier", "prefixes"])
 def test_a_run_has_the_same_colour_in_figures_and_on_the_page(template: str) -> None:
     specification = json.loads((ROOT / ".dvc/plots" / f"{template}.json").read_text())
     ranges = colour_ranges(specification)
