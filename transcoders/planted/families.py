@@ -74,8 +74,8 @@ class Families(NamedTuple):
 
     def firings(self, start: int, stop: int, draw: int = 0) -> Firings:
         """Return who fires on rows [start, stop) of a store; another ``draw`` gives other firings."""
-        rows, streams = np.arange(start, stop), np.arange(self.rate.numel() * self.members)
-        streams = streams.reshape(-1, self.members)
+        rows = np.arange(start, stop)
+        streams = np.arange(self.rate.numel() * self.members).reshape(-1, self.members)
         chance = _uniform(self.seed, 3 * draw, rows, streams)
         choice = _uniform(self.seed, 3 * draw + 1, rows, streams[:, PARENT])
         rate, children = self.rate.numpy(), self.members - 1
@@ -85,9 +85,8 @@ class Families(NamedTuple):
         by_chance = chance[:, :, 1:] < (rate * self.with_child / children)[:, None]
         independent = (self.kind == Kind.INDEPENDENT).numpy()[:, None]
         fires = np.concatenate([parent[..., None], np.where(independent, by_chance, with_parent)], axis=2)
-        row, family, member = np.nonzero(fires)
+        row, family, member = (torch.from_numpy(ids) for ids in np.nonzero(fires))
         activation = 1 + self.spread * (2 * _uniform(self.seed, 3 * draw + 2, rows, streams)[fires] - 1)
-        row, family, member = (torch.from_numpy(ids) for ids in (row, family, member))
         return Firings(row, family, member, torch.from_numpy(activation).float())
 
 
