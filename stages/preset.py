@@ -1,7 +1,6 @@
 """``python -m stages.preset apply NAME`` merges a preset into params.yaml; ``check`` validates the whole file."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,12 +13,13 @@ from transcoders.activations.settings import SplitSettings
 from transcoders.circuits.settings import CircuitSettings
 from transcoders.collecting.settings import CollectSettings
 from transcoders.core.errors import UserError
-from transcoders.core.files import merge_yaml, read_yaml
+from transcoders.core.files import merge_yaml, read_yaml, replacing
 from transcoders.distributed.settings import DistributedSettings
 from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.features.settings import FeatureSettings
 from transcoders.formats.settings import CompareSettings
 from transcoders.language.settings import ModelSettings
+from transcoders.planted.settings import PlantedSettings
 from transcoders.training.settings import CheckpointSettings, TrainSettings, VariantSettings
 
 PRESETS = Path("presets")
@@ -39,6 +39,7 @@ class AllParams(StageParams):
     absorption: AbsorptionSettings
     features: FeatureSettings
     compare: CompareSettings
+    planted: PlantedSettings
     circuits: CircuitSettings
     distributed: DistributedSettings = DistributedSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
@@ -64,10 +65,16 @@ class AllParams(StageParams):
         for seed in self.circuits.seeds:
             if seed not in self.runs.seeds:
                 raise ValueError(f"circuits.seeds: seed {seed} is not in runs.seeds {self.runs.seeds}; add it there")
-        for variant in self.runs.variants:
-            if variant not in self.variants:
+        for key, variants in (("runs", self.runs.variants), ("planted", self.planted.variants)):
+            for variant in variants:
+                if variant not in self.variants:
+                    raise ValueError(
+                        f"{key}.variants: {variant!r} is not defined under variants: " + ", ".join(self.variants)
+                    )
+        for layer in self.planted.layers:
+            if layer not in self.runs.layers or "topk" not in self.runs.variants or 0 not in self.runs.seeds:
                 raise ValueError(
-                    f"runs.variants: {variant!r} is not defined under variants: " + ", ".join(self.variants)
+                    f"planted.layers: the run topk-{layer}-0 says how large planted features are; train it (runs)"
                 )
         return self
 
@@ -86,13 +93,9 @@ def apply_preset(name: str, folder: Path = PRESETS, path: Path = FILE) -> None:
         known = ", ".join(sorted(preset.stem for preset in folder.glob("*.yaml")))
         raise UserError(f"NAME={name}: there is no such preset; there are {known}, or any Hugging Face id")
     override = {"model": {"name": name, "revision": None}} if is_hub_id else read_yaml(file, str(file))
-    temporary = path.with_suffix(".tmp")
-    merge_yaml(path, override, temporary)
-    try:
-        AllParams.read(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        merge_yaml(path, override, temporary)
+        AllParams.parse(read_yaml(temporary, str(path)), str(path))
 
 
 def main() -> None:

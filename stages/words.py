@@ -5,10 +5,11 @@ from stages.common.inputs import open_inputs
 from stages.common.params import StageParams
 from stages.common.paths import MODEL, words_of
 from transcoders.absorption.settings import AbsorptionSettings
-from transcoders.absorption.words import fit_probes, read_words, save_task
+from transcoders.absorption.words import NO_TASK, fit_probes, read_words, save_task
 from transcoders.core.devices import resolve_device
 from transcoders.language.model import load_bridge, load_tokenizer
 from transcoders.language.taps import tap_of
+from transcoders.language.tokens import recorded_start
 
 
 class Params(StageParams):
@@ -21,10 +22,15 @@ class Params(StageParams):
 def work(layer: int) -> None:
     """Run the model on words and write them with their probes to data/words/layer_<layer>.safetensors."""
     params = Params.read()
+    if not params.absorption.words:
+        save_task(words_of(layer), *NO_TASK)
+        return
     device = resolve_device(params.device)
     inputs = open_inputs(layer, device)
     tap, bridge = tap_of(inputs.store.attributes), load_bridge(MODEL, device)
-    task = read_words(bridge, tap, load_tokenizer(MODEL), params.absorption)
+    tokenizer = load_tokenizer(MODEL)
+    start = recorded_start(tokenizer, inputs.store.attributes).ids
+    task = read_words(bridge, tap, tokenizer, start, params.absorption)
     save_task(words_of(layer), task, fit_probes(task))
 
 

@@ -85,11 +85,12 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for command in (
         ["git", "init", "-q", "."],
         [DVC, "init", "-q"],
-        [DVC, "config", "plots.html_template", "plots_page.html"],
+        [DVC, "config", "plots.html_template", "../plots/template.html"],
     ):
         run(*command, cwd=root)
     shutil.copytree(ROOT / ".dvc/plots", root / ".dvc/plots")
-    (root / ".dvc/plots_page.html").write_text(build_page(), encoding="utf-8")
+    (root / "plots").mkdir()
+    (root / "plots/template.html").write_text(build_page(), encoding="utf-8")
     plots = YAML(typ="safe").load(ROOT / "dvc.yaml")["plots"]
     images = [plot for plot in plots if isinstance(plot, str)]
     YAML(typ="safe").dump({"plots": plots}, root / "dvc.yaml")
@@ -137,6 +138,15 @@ def test_every_plot_is_on_the_page_and_nothing_is_loaded_from_elsewhere(page: Pa
     assert "default-src 'none'" in text
 
 
+def test_a_worktree_shows_plots_without_any_set_up(repository: Path, tmp_path: Path) -> None:
+    run("git", "worktree", "add", "-q", str(tmp_path / "other tree"), cwd=repository)
+    run(str(DVC), "plots", "show", cwd=tmp_path / "other tree")
+    assert "default-src 'none'" in (tmp_path / "other tree/dvc_plots/index.html").read_text()
+    configured = re.search(r"html_template = (\S+)", (ROOT / ".dvc/config").read_text())
+    assert configured, "DVC's own page loads scripts from the network"
+    assert (ROOT / ".dvc" / configured.group(1)).is_file()
+
+
 def test_the_placeholders_occur_once_so_that_dvc_leaves_vega_itself_alone() -> None:
     template = build_page()
     assert template.count("{plot_divs}") == 1
@@ -161,14 +171,27 @@ def render(page: Path, profile: Path) -> tuple[str, list[str]]:
     """The page's DOM after its scripts ran with no network, and the lines on the console."""
     done = subprocess.run(
         [
-            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-            "--no-first-run", "--disable-background-networking", "--disable-component-update",
-            "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={profile}",
-            "--enable-logging=stderr", "--virtual-time-budget=10000", "--window-size=1400,1000",
-            "--dump-dom", page.as_uri(),
+            str(CHROMIUM),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            f"--user-data-dir={profile}",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=10000",
+            "--window-size=1400,1000",
+            "--dump-dom",
+            page.as_uri(),
         ],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
     return html.unescape(done.stdout.rpartition("</header>")[2]), console
 

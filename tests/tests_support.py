@@ -15,9 +15,15 @@ from transcoders.core.places import Place
 
 
 def make_store(
-    path: Place, x: Tensor, y: Tensor, *, dtype: str = "float32", documents: np.ndarray | None = None,
-    codec: str | None = None, outputs: str = "stored",
-) -> Place:  # fmt: skip
+    path: Place,
+    x: Tensor,
+    y: Tensor,
+    *,
+    dtype: str = "float32",
+    documents: np.ndarray | None = None,
+    codec: str | None = None,
+    outputs: str = "stored",
+) -> Place:
     """A complete store of the rows of ``x`` and ``y``; token ids are the row numbers."""
     rows, d_model = x.shape
     store.create(path, d_model, dtype, rows, {}, codec=codec, outputs=outputs)
@@ -32,10 +38,22 @@ def make_store(
     group["position"][:] = np.arange(rows)
     group["context"][:] = np.zeros(rows)
     attributes = {
-        "d_model": d_model, "layer": 0, "model": "m", "model_hash": "h" * 64, "hook_in": "i", "hook_out": "o",
-        "hf_hook_in": "hi", "hf_hook_out": "ho", "gain_applied": True,
-        "mlp_out_mean": y.mean(0).tolist(), "mlp_out_mean_square": float(y.square().sum(1).mean()),
-    }  # fmt: skip
+        "d_model": d_model,
+        "layer": 0,
+        "model": "m",
+        "model_hash": "h" * 64,
+        "hook_in": "i",
+        "hook_out": "o",
+        "hf_hook_in": "hi",
+        "hf_hook_out": "ho",
+        "gain_applied": True,
+        "mlp": ["m"],
+        "mlp_scale": 1.0,
+        "context_start": "<bos>",
+        "prepend_bos": True,
+        "mlp_out_mean": y.mean(0).tolist(),
+        "mlp_out_mean_square": float(y.square().sum(1).mean()),
+    }
     store.finish(path, rows, attributes)
     return path
 
@@ -44,11 +62,22 @@ def tiny_gemma(folder: Path) -> Path:
     """A Gemma 3 with 3 layers, random weights and the numbers below 100 as its words."""
     torch.manual_seed(0)
     config = Gemma3TextConfig(
-        vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8,
-    )  # fmt: skip
+        vocab_size=100,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
     Gemma3ForCausalLM(config).save_pretrained(folder)
+    return save_numbers_tokenizer(folder)
+
+
+def save_numbers_tokenizer(folder: Path, **special: str | None) -> Path:
+    """Save a tokenizer whose words are the numbers below 100; 1 begins texts and 0 ends them."""
     words = Tokenizer(WordLevel({str(i): i for i in range(100)}, unk_token="0"))
     words.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="1", eos_token="0", pad_token="0").save_pretrained(folder)
+    tokens = {"bos_token": "1", "eos_token": "0", "pad_token": "0"} | special
+    PreTrainedTokenizerFast(tokenizer_object=words, **tokens).save_pretrained(folder)
     return folder

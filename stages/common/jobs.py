@@ -19,6 +19,7 @@ from transcoders.training.trainer import Job
 STATISTICS_TOKENS = 262_144
 VALIDATION_TOKENS = 16_384
 TAPS = ("layer", "model", "model_hash", "hook_in", "hook_out", "hf_hook_in", "hf_hook_out", "gain_applied")
+STARTS = ("context_start", "prepend_bos")
 
 
 class Training(Protocol):
@@ -35,7 +36,7 @@ def job_of(stage: str, params: Training, run: Run, inputs: Inputs, device: torch
     settings, store = params.train, inputs.store
     train = inputs.train_batches(STATISTICS_TOKENS, torch.device("cpu"))
     start = Start(measure(train), sample_of(train), run.seed)
-    provenance = {**{key: store.attributes[key] for key in TAPS}, "split_hash": inputs.split_hash}
+    provenance = {**{key: store.attributes[key] for key in (*TAPS, *STARTS)}, "split_hash": inputs.split_hash}
     provenance |= {"seed": run.seed, "variant": run.variant}
     config = config_of(settings, params.variant, store.d_model, start.statistics, provenance)
     reader = ShuffledReader(
@@ -45,7 +46,7 @@ def job_of(stage: str, params: Training, run: Run, inputs: Inputs, device: torch
         buffer_tokens=settings.buffer_tokens,
         seed=run.seed,
         device=device,
-        own=ranks.data.share(settings.batch_size),
+        share=ranks.data.share(settings.batch_size),
     )
     held_out = ordered_batches(store, inputs.documents["validation"], VALIDATION_TOKENS, device)
     validation = [Batch(batch.x, batch.y) for batch in held_out]

@@ -2,23 +2,27 @@
 
 import json
 import logging
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import openai
 import pytest
 
 from transcoders.core.errors import UserError
 from transcoders.features.describe import describe
-from transcoders.features.detection import Unseen, detection_score, histogram, summary
 from transcoders.features.endpoint import Endpoint
 from transcoders.features.explain import Context, Evidence, NoAnswerError
 from transcoders.features.openai import OpenAI
+from transcoders.features.scores import Unseen, detection_score, fuzzing_score, histogram, summary
 from transcoders.features.settings import DescribeSettings, OpenAISettings
 from transcoders.features.statistics import Statistics, word
+from transcoders.features.tables import summaries
+from transcoders.features.vocabulary import Vocabulary
 
 WINDOW, FILLER = 8, [f" filler{i}" for i in range(30)]
 KEY = "sk-a-secret-of-the-test"
@@ -32,54 +36,93 @@ def text(rng: np.random.Generator, *, holding: str | None = None) -> list[str]:
     return tokens
 
 
+def unseen(rng: np.random.Generator, active: list[list[str]], fired: Callable[[list[str]], list[int]]) -> Unseen:
+    return Unseen(active, [text(rng) for _ in active], [fired(tokens) for tokens in active])
+
+
 def planted(rng: np.random.Generator, name: str) -> tuple[Evidence, Unseen]:
     """A latent that fires on one word, wherever it stands."""
-    shown = [text(rng, holding=name) for _ in range(40)]
-    contexts = [Context(tokens, [float(token == name) for token in tokens]) for tokens in shown]
+    windows = [text(rng, holding=name) for _ in range(40)]
+    contexts = [Context(tokens, [float(token == name) for token in tokens]) for tokens in windows]
     return (
         Evidence(0, 0.01, contexts[:10], contexts, [" promoted"]),
-        Unseen([text(rng, holding=name) for _ in range(10)], [text(rng) for _ in range(10)]),
+        unseen(rng, [text(rng, holding=name) for _ in range(10)], lambda tokens: [tokens.index(name)]),
     )
 
 
 def random_firings(rng: np.random.Generator) -> tuple[Evidence, Unseen]:
     """A latent that fires anywhere."""
-    shown = [text(rng) for _ in range(40)]
-    contexts = [Context(tokens, np.eye(WINDOW)[rng.integers(WINDOW)].tolist()) for tokens in shown]
+    windows = [text(rng) for _ in range(40)]
+    contexts = [Context(tokens, np.eye(WINDOW)[rng.integers(WINDOW)].tolist()) for tokens in windows]
     return (
         Evidence(1, 0.05, contexts[:10], contexts, [" promoted"]),
-        Unseen([text(rng) for _ in range(20)], [text(rng) for _ in range(20)]),
+        unseen(rng, [text(rng) for _ in range(20)], lambda _: [int(rng.integers(WINDOW))]),
     )
 
 
 def statistics() -> Statistics:
-    words = {word(name): 1000 * WINDOW // len(FILLER) for name in FILLER} | {"volcano": 80}
-    return Statistics(1000, WINDOW, words, SETTINGS)
+    """Made of a text of filler; “volcano” and “crater” are alike to the language model."""
+    rng = np.random.default_rng(9)
+    tokens = [*FILLER, " Volcano", " crater", " sea"]
+    points = rng.standard_normal((len(tokens), 16)).astype(np.float32)
+    points[-2] = points[-3] + 0.1 * points[-2]
+    counts = np.array([*(1000 * WINDOW / len(FILLER) for _ in FILLER), 80, 20, 20])
+    usual = [text(rng) for _ in range(150)]
+    return Statistics(Vocabulary(tokens, points, counts), usual, {word(name): 250 for name in FILLER} | {"volcano": 80})
 
 
 def test_a_word_is_found_named_and_predicts_unseen_text() -> None:
     evidence, unseen = planted(np.random.default_rng(0), " Volcano")
-    (found,) = describe(statistics(), [evidence], [unseen])
-    assert found.score == 1
-    assert found.description is not None
-    assert found.description.text.startswith("fires on “volcano” (100%)")
-    assert "promotes “promoted”" in found.description.text
+    (described,) = describe(statistics(), [evidence], [unseen])
+    assert described.score == described.fuzzing == 1
+    assert described.description is not None
+    assert described.description.text.startswith("fires on “volcano” (100%)")
+    assert "promotes “promoted”" in described.description.text
+
+
+def test_words_that_the_model_takes_for_alike_are_predicted_too_and_others_are_not() -> None:
+    evidence, _ = planted(np.random.default_rng(0), " Volcano")
+    explainer = statistics()
+    description = explainer.describe(evidence)
+    windows = [[*FILLER[: WINDOW - 1], name] for name in (" Volcano", " crater", " sea", FILLER[9])]
+    assert explainer.detect(description, windows) == [True, True, False, False]
+    assert explainer.recognise(description, windows, [[WINDOW - 1]] * 4) == [True, True, False, False]
+    assert explainer.recognise(description, windows, [[0]] * 4) == [False] * 4
+
+
+def test_what_comes_before_a_firing_is_named_and_tells_it_from_others() -> None:
+    rng = np.random.default_rng(0)
+    shown = []
+    for _ in range(40):
+        tokens = list(rng.choice(FILLER, WINDOW))
+        tokens[3] = " Volcano"
+        shown.append(Context(tokens, [0.0] * 4 + [1.0] + [0.0] * (WINDOW - 5)))
+    explainer = statistics()
+    description = explainer.describe(Evidence(0, 0.01, shown[:10], shown, []))
+    assert "after “volcano”" in description.text
+    after = [FILLER[0], " Volcano", FILLER[1], *FILLER[2 : WINDOW - 1]]
+    assert explainer.recognise(description, [after, after], [[2], [5]]) == [True, False]
 
 
 def test_firings_without_a_rule_score_at_chance() -> None:
     rng = np.random.default_rng(0)
     pairs = [random_firings(rng) for _ in range(60)]
-    scores = np.array([d.score for d in describe(statistics(), *map(list, zip(*pairs, strict=True)))], float)
-    found = summary(scores, SETTINGS)
-    assert found["detection_score"] == pytest.approx(0.5, abs=0.04)
-    assert found["detection_score_low"] < found["detection_score"] < found["detection_score_high"]
+    described = describe(statistics(), *map(list, zip(*pairs, strict=True)))
+    metrics = summaries(described, SETTINGS)
+    for kind in ("detection", "fuzzing"):
+        assert metrics[f"{kind}_score"] == pytest.approx(0.5, abs=0.04)
+        assert metrics[f"{kind}_score_low"] < metrics[f"{kind}_score"] < metrics[f"{kind}_score_high"]
 
 
 def test_too_little_text_gives_no_score() -> None:
     evidence, unseen = planted(np.random.default_rng(0), " volcano")
     description = statistics().describe(evidence)
-    assert detection_score(statistics(), description, Unseen(unseen.active[:3], unseen.silent[:3])) is None
-    assert summary(np.array([np.nan]), SETTINGS) == {"scored": 0.0}
+    few = Unseen(unseen.active[:3], unseen.silent[:3], unseen.fired[:3])
+    assert detection_score(statistics(), description, few) is None
+    assert fuzzing_score(statistics(), description, few) is None
+    everywhere = unseen._replace(fired=[list(range(WINDOW))] * len(unseen.active))
+    assert fuzzing_score(statistics(), description, everywhere) is None
+    assert summary(np.array([np.nan]), SETTINGS) == {"detection_scored": 0.0}
     assert histogram(np.array([np.nan, 0.5, 1.0]))["latents"].sum() == 2
 
 
@@ -89,6 +132,7 @@ class Server:
     def __init__(self) -> None:
         self.requests: list[dict] = []
         self.keys: list[str | None] = []
+        self.headers: list[dict[str, str]] = []
         self.misbehave: list[object] = []
         """What to answer first: a status, a body, or seconds to wait."""
         self.at_once = self.most_at_once = 0
@@ -100,6 +144,7 @@ class Server:
                 with lock:
                     outer.requests.append(request)
                     outer.keys.append(self.headers.get("authorization"))
+                    outer.headers.append(dict(self.headers))
                     outer.at_once += 1
                     outer.most_at_once = max(outer.most_at_once, outer.at_once)
                     trick = outer.misbehave.pop(0) if outer.misbehave else None
@@ -135,7 +180,8 @@ class Server:
         else:
             name = user.split("the word ")[1].split()[0]
             excerpts = user.split("excerpts:\n")[1].split("\n")
-            content = json.dumps({"active": [int(name.lower() in line.lower()) for line in excerpts]})
+            wanted = f"« {name}»" if "marked tokens" in system else name
+            content = json.dumps({"active": [int(wanted.lower() in line.lower()) for line in excerpts]})
         return {
             "choices": [{"message": {"role": "assistant", "content": content}}],
             "usage": {"prompt_tokens": 1000, "completion_tokens": 100},
@@ -171,17 +217,17 @@ def pairs(count: int) -> tuple[list[Evidence], list[Unseen]]:
 
 
 def test_a_server_describes_and_predicts_and_is_never_asked_twice(server: Server, tmp_path: Path) -> None:
-    found = describe(OpenAI(endpoint(server, tmp_path), 4), *pairs(12))
-    assert [d.score for d in found] == [1.0] * 12
-    assert found[3].description is not None
-    assert found[3].description.text == "the word volcano3x on one line"
-    assert len(server.requests) == 24
+    described = describe(OpenAI(endpoint(server, tmp_path), 4), *pairs(12))
+    assert [d.score for d in described] == [d.fuzzing for d in described] == [1.0] * 12
+    assert described[3].description is not None
+    assert described[3].description.text == "the word volcano3x on one line"
+    assert len(server.requests) == 36
     assert 1 < server.most_at_once <= 4
     assert set(server.keys) == {f"Bearer {KEY}"}
     assert all(request["model"] == "a-model" for request in server.requests)
 
-    assert describe(OpenAI(endpoint(server, tmp_path), 4), *pairs(12)) == found
-    assert len(server.requests) == 24
+    assert describe(OpenAI(endpoint(server, tmp_path), 4), *pairs(12)) == described
+    assert len(server.requests) == 36
 
 
 def test_the_key_is_written_nowhere(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -195,15 +241,62 @@ def test_the_key_is_written_nowhere(server: Server, tmp_path: Path, caplog: pyte
     assert not any(KEY in file.read_text() for file in tmp_path.rglob("*.json"))
 
 
+def test_half_a_surrogate_pair_in_an_answer_stops_nothing(server: Server, tmp_path: Path) -> None:
+    """No table and no page could hold it; what an earlier version put into the cache is read the same way."""
+    half = json.dumps({"description": "half an emoji: \ud83d"})
+    for content in (half, half.replace("\\ud83d", "\ud83d")):
+        server.misbehave = [json.dumps({"choices": [{"message": {"content": content}}]})]
+        cache = tmp_path / str(len(server.requests))
+        for _ in range(2):  # from the server, then from the cache
+            description = OpenAI(endpoint(server, cache), 1).describe(pairs(1)[0][0])
+            assert description.text == "half an emoji: ?"
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"answer": 3}', '{"answer": "not the answer"}'])
+def test_an_answer_in_the_cache_that_cannot_be_read_is_asked_for_again(
+    server: Server, tmp_path: Path, content: str
+) -> None:
+    explainer, evidence = OpenAI(endpoint(server, tmp_path), 1), pairs(1)[0][0]
+    first = explainer.describe(evidence)
+    (file,) = tmp_path.glob("*.json")
+    file.write_text(content)
+    assert explainer.describe(evidence) == first
+    assert len(server.requests) == 2
+
+
+def test_no_variable_but_the_key_decides_what_is_asked(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(openai.__file__).parent
+    text = "".join(file.read_text() for folder in (source, source / "lib") for file in folder.glob("*.py"))
+    variables = set(re.findall(r"\bOPENAI_[A-Z_]+\b", text)) - {"OPENAI_API_KEY", "OPENAI_CUSTOM_HEADERS"}
+    assert {"OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"} <= variables
+    OpenAI(endpoint(server, tmp_path / "a"), 1).describe(pairs(1)[0][0])
+    for name in variables:
+        monkeypatch.setenv(name, "http://127.0.0.1:1/elsewhere")
+    monkeypatch.setenv("OPENAI_API_KEY", "another-key")
+    OpenAI(endpoint(server, tmp_path / "b"), 1).describe(pairs(1)[0][0])
+    assert server.requests[0] == server.requests[1]
+    assert server.headers[0] == server.headers[1]
+
+
+def test_headers_from_the_environment_are_refused(server: Server, tmp_path: Path) -> None:
+    settings = OpenAISettings(url=server.url, model="m")
+    with pytest.raises(UserError, match=r"^OPENAI_CUSTOM_HEADERS: is set.*; unset it$") as caught:
+        Endpoint(settings, tmp_path, {"OPENAI_CUSTOM_HEADERS": "x-model: another\nx-token: secret"})
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "trouble",
     [[429], [500, 503], [1.0], ["not json"], ['{"choices": []}'], ['{"choices": [{"message": {"content": null}}]}']],
 )
 def test_passing_trouble_is_tried_again(server: Server, tmp_path: Path, trouble: list[object]) -> None:
     server.misbehave = list(trouble)
-    (found,) = describe(OpenAI(endpoint(server, tmp_path, timeout=0.5), 1), *pairs(1))
-    assert found.score == 1.0
-    assert len(server.requests) == 2 + len(trouble)
+    (described,) = describe(OpenAI(endpoint(server, tmp_path, timeout=0.5), 1), *pairs(1))
+    assert described.score == 1.0
+    assert len(server.requests) == 3 + len(trouble)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +328,7 @@ def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_an_answer_that_says_nothing_leaves_the_latent_without_description(server: Server, tmp_path: Path) -> None:
     empty = json.dumps({"choices": [{"message": {"content": "I would rather not say."}}]})
     server.misbehave = [empty] * 3
-    assert [found.description for found in describe(OpenAI(endpoint(server, tmp_path), 1), *pairs(1))] == [None]
+    assert [described.description for described in describe(OpenAI(endpoint(server, tmp_path), 1), *pairs(1))] == [None]
     server.misbehave = [empty] * 3
     explainer = OpenAI(endpoint(server, tmp_path), 1)
     with pytest.raises(NoAnswerError):
@@ -250,9 +343,9 @@ def test_the_cost_cap_stops_before_it_is_passed_and_a_rerun_asks_for_the_rest(se
     assert "\n" not in str(caught.value)
     asked = len(server.requests)
     assert 1 <= asked <= 4
-    found = describe(OpenAI(endpoint(server, tmp_path, max_usd=1.0, **prices), 2), *pairs(6))
-    assert [d.score for d in found] == [1.0] * 6
-    assert len(server.requests) == 12
+    described = describe(OpenAI(endpoint(server, tmp_path, max_usd=1.0, **prices), 2), *pairs(6))
+    assert [d.score for d in described] == [1.0] * 6
+    assert len(server.requests) == 18
 
 
 @pytest.mark.parametrize("missing", ["url", "model"])

@@ -23,8 +23,9 @@ TYPES = {
     **dict.fromkeys(("splits", "indices", "offsets", "order", "rows", "schedule", "starts", "counts"), "*i64"),
     **dict.fromkeys(("d_hidden", "begin", "stop", "k", "first", "k_all", "latents", "tokens", "d", "nnz"), "i32"),
     **dict.fromkeys(("beta1", "beta2", "rate", "correction", "eps"), "fp32"),
-    "scratch": "*i32", "numel": "i32",
-}  # fmt: skip
+    "scratch": "*i32",
+    "numel": "i32",
+}
 FLOATS = "*fp32"
 """All other arguments."""
 # d = 2304, k = 64: what `cuda` chooses there

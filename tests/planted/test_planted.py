@@ -10,11 +10,12 @@ from scipy.stats import norm
 from tests_support import make_store
 
 from transcoders.core.errors import UserError
-from transcoders.dictionary.config import TranscoderConfig
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.evaluation.predictors import Moments
-from transcoders.planted.families import PARENT, Families, Kind, plant
-from transcoders.planted.measure import Tokens, measure
+from transcoders.planted.controls import absorbing, feature_tokens, made_by_hand
+from transcoders.planted.families import PARENT, Families, plant
+from transcoders.planted.kinds import Kind
+from transcoders.planted.measure import measure
 from transcoders.planted.settings import PlantedSettings
 from transcoders.planted.store import PlantedStore
 
@@ -118,70 +119,55 @@ def test_a_planted_store_differs_from_the_store_by_what_fires_and_nothing_else(t
 CLEAN = PlantedSettings(families=8, controls=2, children=4, components=0, lowest_rate=0.05, highest_rate=0.1, spread=0)
 
 
-def of_features(families: Families, rows: int) -> Tokens:
-    firings = families.firings(0, rows)
-    on = fires(families, 0, rows)
-    unit = torch.nn.functional.normalize(families.x, dim=-1)
-    x = torch.zeros(rows, unit.shape[2]).index_add(0, firings.row, unit[firings.family, firings.member])
-    return Tokens(x, on[:, :, PARENT], on[:, :, 1:].any(2))
-
-
-def by_hand(families: Families, absorb: float, hedge: float = 0.0, split: bool = False) -> Transcoder:
-    """A latent for each member; with ``absorb`` parents are silent beside a child, whose row points to both."""
-    x, y = (torch.nn.functional.normalize(part, dim=-1) for part in (families.x, families.y))
-    count, members, d = x.shape
-    W_enc, W_dec = x.clone(), y.clone()
-    W_enc[:, PARENT] -= 2 * absorb * x[:, 1:].sum(1)
-    W_dec[:, 1:] += absorb * y[:, :1]
-    W_dec[:, PARENT] += hedge * y[:, 1:].sum(1)
-    W_enc, W_dec = W_enc.flatten(0, 1), torch.nn.functional.normalize(W_dec, dim=-1).flatten(0, 1)
-    if split:
-        W_enc, W_dec = torch.cat([W_enc, x[:, PARENT]]), torch.cat([W_dec, W_dec.view(count, members, d)[:, PARENT]])
-    model = Transcoder(TranscoderConfig(d_in=d, d_out=d, d_hidden=len(W_enc), k=1, encoder="relu"))
-    model.load_state_dict({"W_enc": W_enc, "b_enc": torch.full((len(W_enc),), -0.5), "W_dec": W_dec,
-                           "b_dec": torch.zeros(d)})  # fmt: skip
-    return model.requires_grad_(False)
-
-
 @pytest.fixture(scope="module")
 def clean() -> Families:
     return plant(isotropic(60), length=1.0, settings=CLEAN)
 
 
 def measured(families: Families, model: Transcoder) -> dict[Kind, pd.DataFrame]:
-    table = measure(model, iter([of_features(families, 8000)]), families)
+    table = measure(model, iter([feature_tokens(families, 8000)]), families)
     return {kind: table[table["kind"] == kind] for kind in Kind}
 
 
 def test_an_absorbing_dictionary_absorbs_all_and_a_clean_one_nothing(clean) -> None:
-    absorbing, honest = measured(clean, by_hand(clean, absorb=1.0)), measured(clean, by_hand(clean, absorb=0.0))
-    assert absorbing[Kind.NESTED]["found"].all()
+    greedy, honest = measured(clean, absorbing(clean)), measured(clean, made_by_hand(clean))
+    assert greedy[Kind.NESTED]["found"].all()
     assert honest[Kind.NESTED]["found"].all()
-    assert (absorbing[Kind.NESTED]["absorption"] == 1).all()
-    assert absorbing[Kind.NESTED]["contamination"].to_numpy() == pytest.approx(0.5**0.5, abs=1e-5)
+    assert (greedy[Kind.NESTED]["absorption"] == 1).all()
+    assert greedy[Kind.NESTED]["contamination"].to_numpy() == pytest.approx(0.5**0.5, abs=1e-5)
     for kind in Kind:
         assert (honest[kind]["absorption"] == 0).all()
         assert not honest[kind]["lost"].any()
         assert (honest[kind]["splitting"] == 0).all()
     assert honest[Kind.NESTED]["contamination"].to_numpy() == pytest.approx(0, abs=1e-5)
     # Names without a direction absorb nothing, whatever the dictionary is.
-    assert (absorbing[Kind.CHILDLESS]["absorption"] == 0).all()
+    assert (greedy[Kind.CHILDLESS]["absorption"] == 0).all()
+
+
+def split(families: Families) -> Transcoder:
+    """Every parent has two latents, which fire alike."""
+    single = made_by_hand(families)
+    rows = torch.cat([torch.arange(single.config.d_hidden), torch.arange(0, single.config.d_hidden, families.members)])
+    model = Transcoder(single.config.model_copy(update={"d_hidden": len(rows)}))
+    for name in ("W_enc", "b_enc", "W_dec"):
+        getattr(model, name).data = getattr(single, name).data[rows]
+    return model
 
 
 def test_split_hedged_and_lost_parents_are_found_at_their_values(clean) -> None:
-    assert (measured(clean, by_hand(clean, 0.0, split=True))[Kind.NESTED]["splitting"] == 1).all()
-    hedged = measured(clean, by_hand(clean, 0.0, hedge=0.4))[Kind.NESTED]
+    assert (measured(clean, split(clean))[Kind.NESTED]["splitting"] == 1).all()
+    hedged = measured(clean, made_by_hand(clean, hedged=0.4))[Kind.NESTED]
     assert hedged["hedging"].to_numpy() == pytest.approx(0.8 / math.sqrt(1 + 4 * 0.16), abs=1e-5)
-    lost = measured(clean, by_hand(clean, 0.0, hedge=0.8))[Kind.NESTED]
+    lost = measured(clean, made_by_hand(clean, hedged=0.8))[Kind.NESTED]
     assert lost["lost"].all()
     assert lost["absorption"].isna().all()
 
 
 def test_nothing_is_found_in_a_dictionary_of_random_directions(clean) -> None:
     generator = torch.Generator().manual_seed(0)
-    model = by_hand(clean, 0.0)
+    model = made_by_hand(clean)
     model.W_dec.data = torch.nn.functional.normalize(torch.randn(model.W_dec.shape, generator=generator), dim=-1)
-    table = measure(model, iter([of_features(clean, 2000)]), clean)
+    table = measure(model, iter([feature_tokens(clean, 2000)]), clean)
     assert not table["found"].any()
     assert not table["lost"].any()
     assert table["absorption"].isna().all()

@@ -44,6 +44,16 @@ def test_the_delivered_parameters_are_valid():
         ({"collect__codec": "gzip"}, r"collect\.codec: 'gzip' is wrong.*'zstd' or 'blosc-lz4'"),
         ({"collect__outputs": "none"}, r"collect\.outputs: 'none' is wrong.*'stored' or 'recomputed'"),
         ({"collect__url": "bucket/x"}, r"collect\.url: 'bucket/x' is no URL such as s3://bucket/prefix"),
+        ({"collect__text": {"source": "hub"}}, r"collect\.text\.path: is missing; source 'hub' needs it"),
+        ({"collect__text": {"source": ["file", "summaries"]}}, r"collect\.text\.path: is missing; source 'file' needs"),
+        ({"collect__text": {"source": "wiki"}}, r"collect\.text\.source\.0: 'wiki' is wrong.*'summaries', 'wikipedia'"),
+        ({"collect__text": {"source": []}}, r"collect\.text\.source: \[\] is wrong"),
+        ({"collect__text": {"source": ["hub", "wikipedia"], "path": "a/b"}}, r"collect\.text\.source: .*mixes 'hub'"),
+        ({"collect__text": {"source": ["wikipedia", "wikipedia"]}}, r"collect\.text\.source: .*names one twice"),
+        (
+            {"collect__text": {"source": "wikipedia", "language": "fr"}},
+            r"collect\.text\.language: 'fr' is of summaries",
+        ),
         ({"split__test": 0.9, "split__validation": 0.2}, r"split: validation and test together must be below 1"),
         ({"collect__max_norm": 8.0, "collect__outputs": "recomputed"}, r"collect\.max_norm: needs y to be stored"),
     ],
@@ -54,10 +64,19 @@ def test_a_mistake_is_one_line_that_names_the_key(changes, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("url", ["s3://key:secret@bucket/x", "https://host/x?signature=secret"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://key:secret@bucket/x",
+        "https://host/x?signature=secret",
+        "https://secret@host/v1",
+        "HTTP://key:secret@host/v1",
+        "http://host/v1#secret",
+    ],
+)
 def test_urls_with_secrets_are_refused_and_not_shown(url):
-    for changes in ({"collect__url": url}, {"compare__official": [url]}):
-        with pytest.raises(UserError, match="a URL must hold no password and no query") as error:
+    for changes in ({"collect__url": url}, {"compare__official": [url]}, {"features__describe__openai__url": url}):
+        with pytest.raises(UserError, match="a URL must hold no password, no token and no query") as error:
             AllParams.parse(changed(**changes), "params.yaml")
         assert "secret" not in str(error.value)
 

@@ -45,12 +45,12 @@ class KilledError(BaseException):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_learns_and_a_killed_run_continues_to_the_same_bytes(planted, tmp_path, name, monkeypatch):
-    whole = trainer(planted, tmp_path / "whole", VARIANTS[name], epochs=4)
-    expected = run(whole)
+    uninterrupted = trainer(planted, tmp_path / "whole", VARIANTS[name], epochs=4)
+    expected = run(uninterrupted)
     errors = [row["nmse"] for row in expected.history]
     assert errors[-1] < 0.8 * errors[0]
-    assert torch.allclose(weights_of(whole)["W_dec"].norm(dim=1), torch.ones(64), atol=1e-5)
-    for kill_at in np.random.default_rng(len(name)).integers(12, whole.schedule.steps, 3):
+    assert torch.allclose(weights_of(uninterrupted)["W_dec"].norm(dim=1), torch.ones(64), atol=1e-5)
+    for kill_at in np.random.default_rng(len(name)).integers(12, uninterrupted.schedule.steps, 3):
         cut = trainer(planted, tmp_path / "cut", VARIANTS[name], epochs=4)
         take = Stepper.take
 
@@ -66,7 +66,7 @@ def test_every_variant_learns_and_a_killed_run_continues_to_the_same_bytes(plant
         resumed = trainer(planted, tmp_path / "cut", VARIANTS[name], epochs=4)
         result = run(resumed)
         assert result.history == expected.history
-        assert all(torch.equal(weights_of(whole)[n], v) for n, v in weights_of(resumed).items())
+        assert all(torch.equal(weights_of(uninterrupted)[n], v) for n, v in weights_of(resumed).items())
         assert all(torch.equal(expected.best_weights[n], v) for n, v in result.best_weights.items())
 
 
@@ -86,8 +86,8 @@ def test_micro_batches_give_the_gradients_of_the_batch(planted, tmp_path, name, 
         t.stepper.gradients(t.phase, batch, 0, dead)
         gradients.append({name: p.grad for name, p in t.phase.part.named_parameters() if p.grad is not None})
     assert {"W_enc", "W_dec"} <= set(gradients[0])
-    for key, whole in gradients[0].items():
-        assert (gradients[1][key] - whole).norm() <= tolerance * whole.norm(), key
+    for key, of_batch in gradients[0].items():
+        assert (gradients[1][key] - of_batch).norm() <= tolerance * of_batch.norm(), key
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
@@ -116,10 +116,18 @@ def test_short_memory_halves_the_micro_batch_and_nothing_else(planted, tmp_path,
 
 def small(variant, dtype=torch.float64, d_hidden=32, k=8):
     torch.manual_seed(0)
-    model = Transcoder(TranscoderConfig(
-        encoder=variant.encoder, skip=variant.skip, d_in=12, d_out=12, d_hidden=d_hidden, k=k,
-        prefixes=variant.sizes(d_hidden), prefix_k=variant.ks(k),
-    )).to(dtype)  # fmt: skip
+    model = Transcoder(
+        TranscoderConfig(
+            encoder=variant.encoder,
+            skip=variant.skip,
+            d_in=12,
+            d_out=12,
+            d_hidden=d_hidden,
+            k=k,
+            prefixes=variant.sizes(d_hidden),
+            prefix_k=variant.ks(k),
+        )
+    ).to(dtype)
     for name, parameter in model.named_parameters():
         parameter.data.copy_(torch.rand_like(parameter) * 0.3 if name == "threshold" else torch.randn_like(parameter))
     return model, torch.randn(40, 12, dtype=dtype), torch.randn(40, 12, dtype=dtype)
@@ -248,8 +256,11 @@ def test_phases_share_the_steps_out():
     config = TranscoderConfig(d_in=4, d_out=4, d_hidden=64, k=8, prefixes=(16, 32, 64), prefix_k=(4, 6, 8))
     plans = phase_plans(config, variant, 1000)
     assert [(s.first_step, s.steps, s.new, s.stop, s.frozen) for s in plans] == [
-        (0, 450, 0, 16, False), (450, 270, 16, 32, True), (720, 180, 32, 64, True), (900, 100, 0, 64, False),
-    ]  # fmt: skip
+        (0, 450, 0, 16, False),
+        (450, 270, 16, 32, True),
+        (720, 180, 32, 64, True),
+        (900, 100, 0, 64, False),
+    ]
     with pytest.raises(ValueError, match="has no step"):
         phase_plans(config, variant, 3)
 
@@ -263,15 +274,18 @@ def test_a_phase_starts_again_with_a_small_rate_and_fresh_moments(planted, tmp_p
         assert rates[-1] < 0.3 * rates[5]
 
 
-@pytest.mark.parametrize(("mistake", "message"), [
-    ({"prefixes": (0.5, 0.25, 1), "prefix_k": (0.2, 0.5, 1)}, "must ascend and end with 1"),
-    ({"prefixes": (0.25, 0.5)}, "must ascend and end with 1"),
-    ({"prefixes": (0.5, 1)}, "prefix_k: give a share of k for each of the 2 prefixes"),
-    ({**NESTED, "prefix_k": (0.5, 1)}, "has 2 numbers for 3 prefixes"),
-    ({"training": "progressive"}, "need prefixes"),
-    ({**PROGRESSIVE, "phase_fractions": (0.5, 0.4, 0.3)}, "add up to 1.2"),
-    ({**NESTED, "orthogonality": "projection"}, "projection needs progressive training"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ({"prefixes": (0.5, 0.25, 1), "prefix_k": (0.2, 0.5, 1)}, "must ascend and end with 1"),
+        ({"prefixes": (0.25, 0.5)}, "must ascend and end with 1"),
+        ({"prefixes": (0.5, 1)}, "prefix_k: give a share of k for each of the 2 prefixes"),
+        ({**NESTED, "prefix_k": (0.5, 1)}, "has 2 numbers for 3 prefixes"),
+        ({"training": "progressive"}, "need prefixes"),
+        ({**PROGRESSIVE, "phase_fractions": (0.5, 0.4, 0.3)}, "add up to 1.2"),
+        ({**NESTED, "orthogonality": "projection"}, "projection needs progressive training"),
+    ],
+)
 def test_contradictions_in_a_variant_are_told(mistake, message):
     with pytest.raises(ValueError, match=message):
         VariantSettings(**mistake)

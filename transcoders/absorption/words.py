@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -19,9 +18,10 @@ from tqdm import tqdm
 
 from transcoders.absorption.settings import AbsorptionSettings
 from transcoders.core.errors import DAMAGE, UserError
-from transcoders.core.files import replacing
+from transcoders.core.tensors import save_tensors
 from transcoders.language.forward import forward
 from transcoders.language.taps import Tap
+from transcoders.language.tokens import positions_of, text_ids
 
 LETTERS = string.ascii_lowercase
 EXAMPLES = 4
@@ -49,7 +49,7 @@ class Task(NamedTuple):
 
     @property
     def initials(self) -> NDArray[np.str_]:
-        """The first letter of each word."""
+        """Return the first letter of each word."""
         return np.array([word[0] for word in self.words])
 
 
@@ -63,6 +63,13 @@ class Probes(NamedTuple):
     """Where the probe says that the word begins with the letter, and it does."""
     f1: Float[Tensor, "letters"]
     """On the test words."""
+
+
+NO_TASK = (
+    Task([], torch.zeros(0, 0), torch.zeros(0, 0), torch.zeros(0, dtype=torch.bool)),
+    Probes([], torch.zeros(0, 0), torch.zeros(0, 0, dtype=torch.bool), torch.zeros(0)),
+)
+"""What stands in the file where the task is left out."""
 
 
 def single_token_words(tokenizer: Any, count: int) -> list[Word]:
@@ -80,24 +87,39 @@ def single_token_words(tokenizer: Any, count: int) -> list[Word]:
     if len(words) < WORDS_PER_PROMPT * FEWEST:
         raise UserError(
             f"model.name: the first-letter task needs words that are one token, and this vocabulary of {len(pieces)} "
-            f"has {len(words)}; choose a model with a word-piece or BPE vocabulary"
+            f"has {len(words)}; choose a model with a word-piece or BPE vocabulary, or leave the task out with "
+            "absorption.words: 0"
         )
     return words[:count]
 
 
-def spelling_prompts(words: list[Word], tokenizer: Any, seed: int) -> list[tuple[list[int], list[int]]]:
+def spelling_prompts(
+    words: list[Word], tokenizer: Any, seed: int, start: list[int], longest: int | None
+) -> list[tuple[list[int], list[int]]]:
     """Return token ids of prompts that spell all ``words``, and the positions of the words in each.
 
     ``BOS w1: W\\n w2: W\\n ...``: the prompt before a word is its examples, so one pass reads
-    many words. The first ``EXAMPLES`` of a prompt are drawn at random and not read.
+    many words. The first ``EXAMPLES`` of a prompt are drawn at random and not read. In place of BOS stands
+    ``start``; prompts have at most ``longest`` tokens.
+
+    Raises:
+        UserError: that is too few for one word and its examples.
     """
     rng = np.random.default_rng(seed)
-    answers = {letter: tokenizer(f": {letter.upper()}\n", add_special_tokens=False)["input_ids"] for letter in LETTERS}
+    answers = {letter: text_ids(tokenizer, f": {letter.upper()}\n") for letter in LETTERS}
+    size = WORDS_PER_PROMPT
+    if longest is not None:
+        size = min(size, (longest - len(start)) // (1 + max(map(len, answers.values()))) - EXAMPLES)
+    if size < 1:
+        raise UserError(
+            f"model.name: the first-letter task needs prompts of {EXAMPLES + 1} words, and the model has {longest} "
+            "positions; leave the task out with absorption.words: 0"
+        )
     result = []
-    for start in range(0, len(words), WORDS_PER_PROMPT):
+    for first in range(0, len(words), size):
         examples = [words[i] for i in rng.integers(len(words), size=EXAMPLES)]
-        ids, positions = [tokenizer.bos_token_id], []
-        for word in examples + words[start : start + WORDS_PER_PROMPT]:
+        ids, positions = [*start], []
+        for word in examples + words[first : first + size]:
             positions.append(len(ids))
             ids += [word.token, *answers[word.text[0]]]
         result.append((ids[: positions[-1] + 1], positions[EXAMPLES:]))
@@ -105,17 +127,17 @@ def spelling_prompts(words: list[Word], tokenizer: Any, seed: int) -> list[tuple
 
 
 @torch.inference_mode()
-def read_words(bridge: Any, tap: Tap, tokenizer: Any, settings: AbsorptionSettings) -> Task:
-    """Run the model over spelling prompts and read what enters and leaves the MLP at each word."""
+def read_words(bridge: Any, tap: Tap, tokenizer: Any, start: list[int], settings: AbsorptionSettings) -> Task:
+    """Run the model over spelling prompts, which begin with ``start``, and read x and y at each word."""
     words = single_token_words(tokenizer, settings.words)
     rng = np.random.default_rng(settings.seed)
     words = [words[i] for i in rng.permutation(len(words))]
     device = next(bridge.original_model.parameters()).device
-    prompts = spelling_prompts(words, tokenizer, settings.seed)
+    prompts = spelling_prompts(words, tokenizer, settings.seed, start, positions_of(bridge.original_model))
     activations: dict[str, list[Tensor]] = {tap.hook_in: [], tap.hook_out: []}
     with tqdm(desc="words", total=len(words), unit="word") as bar:
-        for start in range(0, len(prompts), PROMPTS_PER_BATCH):
-            batch = prompts[start : start + PROMPTS_PER_BATCH]
+        for first in range(0, len(prompts), PROMPTS_PER_BATCH):
+            batch = prompts[first : first + PROMPTS_PER_BATCH]
             ids = pad_sequence([torch.tensor(row) for row, _ in batch], batch_first=True)
             wanted = torch.zeros(ids.shape, dtype=torch.bool)
             for row, (_, positions) in zip(wanted, batch, strict=True):
@@ -154,7 +176,7 @@ def fit_probes(task: Task) -> Probes:
     if not letters:
         raise UserError(
             f"absorption.words: no letter begins {FEWEST} of the {len(task.words)} words' training and test parts; "
-            "raise absorption.words"
+            "raise absorption.words, or leave the task out with absorption.words: 0"
         )
     return Probes(
         letters,
@@ -172,9 +194,8 @@ def f1_of(predictions: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
 def save_task(path: Path, task: Task, probes: Probes) -> None:
     """Write the task and its probes to one safetensors file."""
     tensors = {"x": task.x, "y": task.y, "test": task.test, "direction": probes.direction, "right": probes.right}
-    with replacing(path) as temporary:
-        names = json.dumps({"words": task.words, "letters": probes.letters})
-        save_file(tensors | {"f1": probes.f1}, temporary, metadata={"words": names})
+    names = json.dumps({"words": task.words, "letters": probes.letters})
+    save_tensors(path, tensors | {"f1": probes.f1}, {"words": names})
 
 
 def load_task(path: Path) -> tuple[Task, Probes]:

@@ -22,7 +22,7 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
 
 
 def read_parquet(path: Path, stage: str, columns: list[str]) -> pd.DataFrame:
-    """``columns`` of a table that ``stage`` wrote.
+    """Read ``columns`` of a table that ``stage`` wrote.
 
     Raises:
         UserError: it is missing, damaged, or lacks a column.
@@ -31,7 +31,7 @@ def read_parquet(path: Path, stage: str, columns: list[str]) -> pd.DataFrame:
 
 
 def read_csv(path: Path, stage: str) -> pd.DataFrame:
-    """A table that ``stage`` wrote; it may have no rows.
+    """Read a CSV that ``stage`` wrote; it may have no rows.
 
     Raises:
         UserError: it is missing or damaged.
@@ -59,3 +59,8 @@ def _read(read: Any, path: Path, stage: str) -> pd.DataFrame:
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: damaged ({reason}); remove it and run `dvc repro {stage}`") from None
+
+
+def six_digits(table: pd.DataFrame) -> pd.DataFrame:
+    """Return ``table`` with its fractions to six significant digits, as metrics in JSON have them."""
+    return table.map(lambda value: float(f"{value:.6g}") if isinstance(value, float) else value)

@@ -7,13 +7,14 @@ from typing import NamedTuple, Self
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from transcoders import kernels
 from transcoders.core.errors import DAMAGE, UserError
-from transcoders.core.files import replacing, sha256_of, write_json
+from transcoders.core.files import sha256_of, write_json
 from transcoders.core.places import place, writing
+from transcoders.core.tensors import save_tensors
 from transcoders.dictionary.config import PER_LATENT, TranscoderConfig
 from transcoders.dictionary.encoders import ENCODERS, Encoder
 from transcoders.kernels import SparseLatents
@@ -24,7 +25,7 @@ CHECKSUM = "weights_sha256"
 
 
 class Output(NamedTuple):
-    """A forward pass with what happened on the way. Batch dimensions are flattened to tokens."""
+    """Hold a forward pass with what happened on the way; batch dimensions are flattened to tokens."""
 
     y_hat: Float[Tensor, "tokens d_out"]
     latents: SparseLatents
@@ -37,7 +38,7 @@ class Output(NamedTuple):
 
 
 class Transcoder(nn.Module):
-    """Transcoder ``y_hat = z W_dec + b_dec [+ x W_skip^T]``, ``z = encoder(x W_enc^T + b_enc)``.
+    """Compute ``y_hat = z W_dec + b_dec [+ x W_skip^T]``, ``z = encoder(x W_enc^T + b_enc)``.
 
     Weights are in normalised units (see ``TranscoderConfig``); calls take and give raw ones.
     Transcoders: arXiv 2406.11944; topk: 2406.04093, section 2.3; batchtopk: 2412.06410; jumprelu:
@@ -61,7 +62,7 @@ class Transcoder(nn.Module):
 
     @property
     def encoder(self) -> Encoder:
-        """How it chooses latents."""
+        """Return the encoder, which chooses latents."""
         return ENCODERS[self.config.encoder]
 
     def encode_normalised(self, x: Float[Tensor, "tokens d_in"]) -> SparseLatents:
@@ -99,13 +100,13 @@ class Transcoder(nn.Module):
         """
         part = self._empty(start, stop)
         for name, value in part.named_parameters():
-            own = getattr(self, name)
+            weights = getattr(self, name)
             if name in PER_LATENT:
-                value.data = own.data[start:stop]
+                value.data = weights.data[start:stop]
             elif start == 0:
-                value.data = own.data
+                value.data = weights.data
             else:
-                value.data = torch.zeros_like(own.data)
+                value.data = torch.zeros_like(weights.data)
         return part.requires_grad_(False)
 
     def _empty(self, start: int, stop: int) -> "Transcoder":
@@ -175,10 +176,8 @@ class Transcoder(nn.Module):
         Raises:
             UserError: the URL cannot be written to.
         """
-        tensors = {name: value.detach().contiguous().cpu() for name, value in self.state_dict().items()}
         with writing(place(folder), last=CONFIG) as local:
-            with replacing(local / WEIGHTS) as temporary:
-                save_file(tensors, temporary)
+            save_tensors(local / WEIGHTS, self.state_dict())
             write_config(local, self.config)
 
     @classmethod
@@ -200,10 +199,10 @@ class Transcoder(nn.Module):
         except (*DAMAGE, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{folder}: not a readable transcoder ({reason}); train it again") from None
-        found = {name: tuple(value.shape) for name, value in tensors.items()}
-        if found != _shapes(config):
+        shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+        if shapes != _shapes(config):
             raise UserError(
-                f"{folder}: {WEIGHTS} holds {found}, but {CONFIG} says {_shapes(config)}; "
+                f"{folder}: {WEIGHTS} holds {shapes}, but {CONFIG} says {_shapes(config)}; "
                 "the two files are not of one transcoder"
             )
         if checksum not in (None, sha256_of(folder / WEIGHTS)):

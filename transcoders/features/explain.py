@@ -1,18 +1,18 @@
 """Explainers: what describes a latent from its contexts, and is asked what the description predicts."""
 
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 
 class Context(NamedTuple):
-    """Consecutive tokens of one document and a latent's activations there (none if it is unseen)."""
+    """Hold consecutive tokens of one document and a latent's activations there (none if it is unseen)."""
 
     tokens: list[str]
     values: list[float]
 
 
 class Evidence(NamedTuple):
-    """All that an explainer learns of a latent."""
+    """Hold all that an explainer learns of a latent."""
 
     latent: int
     density: float
@@ -25,22 +25,16 @@ class Evidence(NamedTuple):
 
 @dataclass(frozen=True)
 class Description:
-    """What a latent is about, in words; with it an explainer must tell where the latent fires."""
+    """Say in words what a latent is about; with this an explainer must tell where the latent fires."""
 
     text: str
     explainer: str
-    triggers: dict[str, float] = field(default_factory=dict)
-    """Word -> firings to expect in a window that holds it (``statistics`` only)."""
-    companions: dict[str, float] = field(default_factory=dict)
-    """Word -> log of how much more windows with a firing hold it than others (``statistics`` only)."""
-    elsewhere: float = 0.0
-    """Firings to expect in a window on words that ``triggers`` leaves out."""
-    expected: float = 0.0
-    """Firings to expect in any window."""
+    directions: Any = None
+    """What ``statistics`` predicts from."""
 
 
 class Explainer(Protocol):
-    """Describes latents; predicts from a description alone."""
+    """Describe latents, and predict from a description alone."""
 
     name: str
     concurrency: int
@@ -51,9 +45,13 @@ class Explainer(Protocol):
         ...
 
     def detect(self, description: Description, windows: list[list[str]]) -> list[bool]:
-        """In which of ``windows`` does the described latent fire?"""
+        """Say in which of ``windows`` the described latent fires."""
+        ...
+
+    def recognise(self, description: Description, windows: list[list[str]], marked: list[list[int]]) -> list[bool]:
+        """Say in which of ``windows`` the tokens at ``marked`` are those on which the described latent fires."""
         ...
 
 
 class NoAnswerError(Exception):
-    """An explainer has nothing usable to say about this latent."""
+    """Tell that an explainer has nothing usable to say about this latent."""

@@ -9,7 +9,7 @@ from transcoders.core.settings import Settings
 
 
 class OpenAISettings(Settings):
-    """How to ask an OpenAI-compatible server; the key, if it wants one, is OPENAI_API_KEY in the environment."""
+    """Say how to ask an OpenAI-compatible server; the key, if it wants one, is OPENAI_API_KEY in the environment."""
 
     url: str | None = None
     """The server's address, which usually ends in /v1."""
@@ -36,13 +36,9 @@ class OpenAISettings(Settings):
 
 
 class DescribeSettings(Settings):
-    """Who describes the latents."""
+    """Say who describes the latents."""
 
     explainer: Literal["statistics", "openai"] = "statistics"
-    triggers: int = Field(default=24, gt=0)
-    """Words that a description of ``statistics`` may say the latent fires on."""
-    companions: int = Field(default=8, ge=0)
-    """Words that it may say are typical of the contexts."""
     bootstrap: int = Field(default=1000, gt=0)
     """Resamples of the latents for the 95 % interval of the mean score."""
     seed: int = Field(default=0, ge=0)
@@ -50,7 +46,7 @@ class DescribeSettings(Settings):
 
 
 class FeatureSettings(Settings):
-    """What the pass over the store keeps of every latent."""
+    """Say what the pass over the store keeps of every latent."""
 
     tokens: int = Field(default=200_000, gt=0)
     """Stored tokens to read, of all documents (all, if there are fewer)."""

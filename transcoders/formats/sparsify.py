@@ -5,28 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from transcoders.core.errors import UserError
-from transcoders.core.files import read_json, replacing, write_json
+from transcoders.core.files import read_json, write_json
+from transcoders.core.tensors import save_tensors
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.formats.build import Stored, build
+from transcoders.formats.build import build, check_settings, check_sizes, layout
 from transcoders.formats.locate import Source
 from transcoders.formats.weights import DOWNLOAD, open_weights
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
-TENSORS = {
-    "W_enc": Stored("encoder.weight"),
-    "b_enc": Stored("encoder.bias"),
-    "W_dec": Stored("W_dec"),
-    "b_dec": Stored("b_dec"),
-}
-SKIP = {"W_skip": Stored("W_skip")}
+TENSORS = layout(W_enc="encoder.weight", b_enc="encoder.bias", W_dec="W_dec", b_dec="b_dec")
+SKIP = layout(W_skip="W_skip")
 ACTIVATIONS = ("topk", "groupmax")
+HARMLESS = """activation expansion_factor normalize_decoder num_latents k multi_topk skip_connection transcode d_in
+    metadata"""
+"""Of these ``normalize_decoder`` and ``multi_topk`` matter in training alone."""
 
 
 def read(source: Source, device: torch.device | str) -> Transcoder:
-    """A folder as sparsify's ``SparseCoder.save_to_disk`` writes it.
+    """Read a folder as sparsify's ``SparseCoder.save_to_disk`` writes it.
 
     Raises:
         UserError: it is an autoencoder, or its activation is unknown.
@@ -37,6 +35,7 @@ def read(source: Source, device: torch.device | str) -> Transcoder:
     activation = config.get("activation", "topk")
     if activation not in ACTIVATIONS:
         raise UserError(f"{source.name}: activation is {activation!r}; known: {', '.join(ACTIVATIONS)}")
+    check_settings(source.folder / CONFIG, config, HARMLESS, {"signed": False})
     k = config.get("k")
     if not isinstance(k, int):
         raise UserError(f"{source.name}: k is {k!r} in {CONFIG}; expected the number of active latents")
@@ -47,17 +46,17 @@ def read(source: Source, device: torch.device | str) -> Transcoder:
         "layer": int(layer[1]) if layer else None,
         "gain_applied": True,
     }
-    layout = TENSORS | (SKIP if config.get("skip_connection") else {})
-    model = build(open_weights(source.folder / WEIGHTS), layout, activation, k, provenance, device)
-    if config.get("d_in") != model.config.d_in:
-        raise UserError(
-            f"{source.name}: {CONFIG} says d_in = {config.get('d_in')}, {WEIGHTS} {model.config.d_in}; which is it?"
-        )
+    expected = {**TENSORS, **(SKIP if config.get("skip_connection") else {})}
+    model = build(open_weights(source.folder / WEIGHTS), expected, activation, k, provenance, device)
+    sizes = {"d_in": model.config.d_in}
+    if config.get("num_latents"):  # 0: as many as the expansion factor gives
+        sizes["num_latents"] = model.config.d_hidden
+    check_sizes(source.folder / CONFIG, config, sizes)
     return model
 
 
 def write(model: Transcoder, folder: Path, metadata: dict[str, Any]) -> None:
-    """A raw-unit TopK or GroupMax transcoder as a folder that ``SparseCoder.load_from_disk`` reads.
+    """Write a raw-unit TopK or GroupMax transcoder as a folder that ``SparseCoder.load_from_disk`` reads.
 
     Raises:
         UserError: d_in is not d_out, which sparsify has no place for.
@@ -65,10 +64,8 @@ def write(model: Transcoder, folder: Path, metadata: dict[str, Any]) -> None:
     config = model.config
     if config.d_in != config.d_out:
         raise UserError(f"sparsify knows one width, but d_in = {config.d_in}, d_out = {config.d_out}; use --to saelens")
-    layout = TENSORS | (SKIP if config.skip else {})
-    tensors = {layout[name].name: value.detach().contiguous().cpu() for name, value in model.named_parameters()}
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary)
+    placements = {**TENSORS, **SKIP}
+    save_tensors(folder / WEIGHTS, {placements[name].name: value for name, value in model.named_parameters()})
     write_json(
         folder / CONFIG,
         {

@@ -4,36 +4,32 @@ Parent p fires on a share of the tokens; on most of these exactly one of its chi
 it: a hash of the seed and of a token's row in the store decides, so that every reader sees the same firings.
 """
 
+import json
 import math
-from enum import IntEnum
+from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from scipy.stats import norm
 from torch import Tensor
 
-from transcoders.core.errors import UserError
+from transcoders.core.errors import DAMAGE, UserError
+from transcoders.core.tensors import save_tensors
+from transcoders.dictionary.transcoder import Transcoder
 from transcoders.evaluation.predictors import RIDGE, Moments
+from transcoders.planted.kinds import Kind
 from transcoders.planted.settings import PlantedSettings
 
+TENSORS = ("kind", "rate", "x", "y")
 PARENT = 0
 """Number of the parent among the members of its family; its children follow."""
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """Step of the splitmix64 generator (Steele, Lea, Flood 2014), whose output function is the hash."""
-
-
-class Kind(IntEnum):
-    """What a family is there for."""
-
-    NESTED = 0
-    """Children fire with their parent alone: a sparse dictionary may let a child's latent stand for both."""
-    CHILDLESS = 1
-    """Its children are names without a direction: what is measured of them is the metric's noise."""
-    INDEPENDENT = 2
-    """Children fire as often as a nested family's, whatever the parent does."""
 
 
 class Firings(NamedTuple):
@@ -117,6 +113,47 @@ def plant(moments: Moments, length: float, settings: PlantedSettings) -> Familie
     rate = torch.exp(ends[0] + (ends[1] - ends[0]) * torch.rand(count, generator=generator, dtype=torch.float64))
     x, y = ((real * size)[..., None] * unit for size, unit in ((x_length, x), (y_length, y)))
     return Families(kind, rate, x.float(), y.float(), settings.with_child, settings.spread, settings.seed)
+
+
+@torch.no_grad()
+def typical_length(model: Transcoder, inputs: Iterable[Float[Tensor, "tokens d_in"]]) -> float:
+    """Return the length of what the median living latent of ``model`` adds to y where it fires, raw units.
+
+    Of each latent it is the root of the mean square of its activations above 0 on ``inputs``.
+    """
+    count = torch.zeros(model.config.d_hidden, dtype=torch.float64, device=model.W_dec.device)
+    square = torch.zeros_like(count)
+    for x in inputs:
+        latents = model.encode(x)
+        fired = latents.values > 0
+        ids = latents.indices[fired].long()
+        count.index_add_(0, ids, torch.ones(len(ids), dtype=count.dtype, device=count.device))
+        square.index_add_(0, ids, latents.values[fired].double().square())
+    living = count > 0
+    rows = model.W_dec.double().norm(dim=1)[living] * model.config.output_scale
+    return float(((square / count)[living].sqrt() * rows).median())
+
+
+def save_families(families: Families, path: Path) -> None:
+    """Write the families to a safetensors file."""
+    tensors = {name: getattr(families, name) for name in TENSORS}
+    numbers = {name: getattr(families, name) for name in Families._fields if name not in TENSORS}
+    save_tensors(path, tensors, {"families": json.dumps(numbers)})
+
+
+def load_families(path: Path) -> Families:
+    """Read what ``save_families`` wrote.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            numbers = json.loads(file.metadata()["families"])
+            return Families(**{name: file.get_tensor(name) for name in TENSORS}, **numbers)
+    except (*DAMAGE, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read ({reason}); run `dvc repro -f families`") from None
 
 
 def _orthogonal(

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from transcoders.activations.store import CHUNK_ROWS
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.planted.families import PARENT, Families, Kind
+from transcoders.planted.families import PARENT, Families
+from transcoders.planted.kinds import Kind
 from transcoders.planted.store import IN, PlantedStore
 
 FOUND = 0.7
@@ -58,6 +59,7 @@ def planted_tokens(store: PlantedStore, documents: NDArray[np.bool_], device: to
         yield Tokens(x.to(device), fires[:, :, PARENT], fires[:, :, PARENT + 1 :].any(2))
 
 
+@torch.no_grad()
 def measure(model: Transcoder, tokens: Iterator[Tokens], families: Families) -> pd.DataFrame:
     """Return a row for each prefix (ascending; the last has all latents) and family.
 

@@ -10,8 +10,10 @@ from transcoders.core.settings import Settings
 class PlantedSettings(Settings):
     """Families of one parent feature and some children, and the variants that are trained on them."""
 
+    layers: list[int] = Field(default_factory=list)
+    """Of ``runs.layers``; none turns the stages off."""
     variants: list[str] = Field(default_factory=list)
-    """Of ``variants``: each is trained anew on activations with families in them; none turns the stages off."""
+    """Of ``variants``: each is trained anew on activations with families in them, with each of ``seeds``."""
     seeds: list[int] = Field(default_factory=list)
     families: int = Field(default=64, gt=0)
     """With children that fire with their parent alone."""
