@@ -26,6 +26,7 @@ class Params(StageParams):
 
     d_hidden: DHidden = Field(alias="train.d_hidden")
     k: int = Field(alias="train.k")
+    pca_ranks: list[int] = Field(alias="compare.pca_ranks")
     evaluate: EvaluateSettings
     absorption: AbsorptionSettings
     device: str
@@ -37,7 +38,7 @@ def work(layer: int) -> None:
     device = resolve_device(params.device)
     inputs = open_inputs(layer, device)
     train = inputs.train_batches(MOMENT_TOKENS, device)
-    fitted = fit_baselines(train, latents_of(params.d_hidden, inputs.store.d_model), params.k)
+    fitted = fit_baselines(train, latents_of(params.d_hidden, inputs.store.d_model), params.k, params.pca_ranks)
     del train
     task = FirstLetterTask(*load_task(words_of(layer)), params.absorption, params.evaluate)
     of_untrained = task.of_transcoder(fitted.untrained)
