@@ -65,8 +65,8 @@ def problem(size: Size, device: torch.device) -> Problem:
 Encode = Callable[[Tensor, Problem], SparseLatents]
 
 
-def topk(x: Tensor, p: Problem, watched: Tensor | None = None) -> SparseLatents:
-    return kernels.topk_encode(x, p.W_enc, p.b_enc, p.size.k, watched=watched)
+def topk(x: Tensor, p: Problem) -> SparseLatents:
+    return kernels.topk_encode(x, p.W_enc, p.b_enc, p.size.k)
 
 
 def batchtopk(x: Tensor, p: Problem) -> SparseLatents:
@@ -107,16 +107,14 @@ def ours(
         nonlocal done
         done += 1
         x = p.x.bfloat16() if p.x.is_cuda else p.x
-        latents = topk(x, p, dead_ids) if len(dead_ids) else encode(x, p)
+        latents = encode(x, p)
         errors, residual = kernels.squared_errors(latents, p.W_dec, p.y - p.b_dec, prefixes)
         errors.mean().backward()  # type: ignore[no-untyped-call]
         if len(dead_ids):
             weights = (p.W_enc, p.b_enc, p.W_dec, dead_ids, min(p.size.d // 2, len(dead_ids)))
-            assert latents.watched is not None
-            seen = (part[:aux_tokens] for part in (x, residual, latents.watched))
-            x_seen, residual_seen, watched = seen
+            x_seen, residual_seen = x[:aux_tokens], residual[:aux_tokens]
             x_seen = x_seen.bfloat16() if multiplies_bf16(x.device) else x_seen  # as training does
-            aux = kernels.auxk(x_seen, residual_seen, *weights, watched=watched)
+            aux = kernels.auxk(x_seen, residual_seen, *weights)
             (AUX_COEFFICIENT * aux).backward()  # type: ignore[no-untyped-call]
         update_(p, done)
 

@@ -89,9 +89,13 @@ def run(task: Task, epochs: int, seeds: int = SEEDS) -> list[str]:
 
 def _reader(task: Task, batch_size: int, seed: int) -> ShuffledReader:
     return ShuffledReader(
-        task.store, task.documents["train"], batch_size=batch_size, buffer_tokens=131_072, seed=seed,
+        task.store,
+        task.documents["train"],
+        batch_size=batch_size,
+        buffer_tokens=131_072,
+        seed=seed,
         device=task.device,
-    )  # fmt: skip
+    )
 
 
 def train(task: Task, settings: TrainSettings, variant: VariantSettings, seed: int) -> Transcoder:
@@ -118,7 +122,7 @@ def _sparsify(task: Task, epochs: int, seed: int) -> Predictor:
     torch.manual_seed(seed)
     coder = SparseCoder(
         task.store.d_model, SparseCoderConfig(num_latents=D_HIDDEN, k=K, transcode=True), device=task.device
-    )  # fmt: skip
+    )
     optimiser = torch.optim.Adam(coder.parameters(), SPARSIFY_RATE, fused=True)
     batch_size = TrainSettings().batch_size
     reader = _reader(task, batch_size, seed)
@@ -138,9 +142,11 @@ def _sparsify(task: Task, epochs: int, seed: int) -> Predictor:
             out = coder(x / scales[0], y / scales[1])
         order = out.latent_indices.sort(1)
         latents = kernels.SparseLatents(
-            torch.arange(0, len(x) * K + 1, K), order.values.flatten(),
-            out.latent_acts.gather(1, order.indices).flatten(), D_HIDDEN,
-        )  # fmt: skip
+            torch.arange(0, len(x) * K + 1, K),
+            order.values.flatten(),
+            out.latent_acts.gather(1, order.indices).flatten(),
+            D_HIDDEN,
+        )
         return Prediction(out.sae_out * scales[1], latents)
 
     return predict
@@ -153,9 +159,13 @@ def error(task: Task, predict: Predictor) -> tuple[float, float]:
         return ordered_batches(task.store, task.documents["test"], 10**9, task.device)
 
     found = reconstruction(
-        predict, batches(), documents=len(task.documents["test"]), d_hidden=D_HIDDEN,
-        output_scale=task.statistics.y_scale, settings=EvaluateSettings(bootstrap=2),
-    )  # fmt: skip
+        predict,
+        batches(),
+        documents=len(task.documents["test"]),
+        d_hidden=D_HIDDEN,
+        output_scale=task.statistics.y_scale,
+        settings=EvaluateSettings(bootstrap=2),
+    )
     return found.metrics["fvu"], found.metrics["dead_fraction"]
 
 

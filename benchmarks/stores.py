@@ -163,10 +163,17 @@ def _row(settings: CollectSettings, path: Path, rounds: list[Round], fvu: float)
         str(part) for part in (settings.dtype, settings.codec, settings.outputs) if part not in (None, "stored")
     )
     columns = [
-        name, f"{size / TOKENS:.0f}", f"{size / TOKENS / usual:.0%}",
-        f"{TOKENS / write:,.0f}", f"{size / write / 1e6:.0f}", f"{size / plain_write / 1e6:.0f}",
-        f"{TOKENS / read:,.0f}", f"{size / read / 1e6:.0f}", f"{size / plain_read / 1e6:.0f}", f"{fvu:.4f}",
-    ]  # fmt: skip
+        name,
+        f"{size / TOKENS:.0f}",
+        f"{size / TOKENS / usual:.0%}",
+        f"{TOKENS / write:,.0f}",
+        f"{size / write / 1e6:.0f}",
+        f"{size / plain_write / 1e6:.0f}",
+        f"{TOKENS / read:,.0f}",
+        f"{size / read / 1e6:.0f}",
+        f"{size / plain_read / 1e6:.0f}",
+        f"{fvu:.4f}",
+    ]
     return "| " + " | ".join(columns) + " |"
 
 

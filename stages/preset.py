@@ -1,7 +1,6 @@
 """``python -m stages.preset apply NAME`` merges a preset into params.yaml; ``check`` validates the whole file."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +13,7 @@ from transcoders.activations.settings import SplitSettings
 from transcoders.circuits.settings import CircuitSettings
 from transcoders.collecting.settings import CollectSettings
 from transcoders.core.errors import UserError
-from transcoders.core.files import merge_yaml, read_yaml
+from transcoders.core.files import merge_yaml, read_yaml, replacing
 from transcoders.distributed.settings import DistributedSettings
 from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.features.settings import FeatureSettings
@@ -86,13 +85,9 @@ def apply_preset(name: str, folder: Path = PRESETS, path: Path = FILE) -> None:
         known = ", ".join(sorted(preset.stem for preset in folder.glob("*.yaml")))
         raise UserError(f"NAME={name}: there is no such preset; there are {known}, or any Hugging Face id")
     override = {"model": {"name": name, "revision": None}} if is_hub_id else read_yaml(file, str(file))
-    temporary = path.with_suffix(".tmp")
-    merge_yaml(path, override, temporary)
-    try:
-        AllParams.read(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        merge_yaml(path, override, temporary)
+        AllParams.parse(read_yaml(temporary, str(path)), str(path))
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from stages.common.inputs import open_inputs
 from stages.common.params import StageParams
 from stages.common.paths import MODEL, words_of
 from transcoders.absorption.settings import AbsorptionSettings
-from transcoders.absorption.words import fit_probes, read_words, save_task
+from transcoders.absorption.words import NO_TASK, fit_probes, read_words, save_task
 from transcoders.core.devices import resolve_device
 from transcoders.language.model import load_bridge, load_tokenizer
 from transcoders.language.taps import tap_of
@@ -21,6 +21,9 @@ class Params(StageParams):
 def work(layer: int) -> None:
     """Run the model on words and write them with their probes to data/words/layer_<layer>.safetensors."""
     params = Params.read()
+    if not params.absorption.words:
+        save_task(words_of(layer), *NO_TASK)
+        return
     device = resolve_device(params.device)
     inputs = open_inputs(layer, device)
     tap, bridge = tap_of(inputs.store.attributes), load_bridge(MODEL, device)

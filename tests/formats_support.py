@@ -51,9 +51,12 @@ def gemma_scope_2(folder: Path, t, config=True, layer=9, **changes) -> Path:
         content = {
             "hf_hook_point_in": f"model.layers.{layer}.pre_feedforward_layernorm.output",
             "hf_hook_point_out": f"model.layers.{layer}.post_feedforward_layernorm.output",
-            "width": F, "model_name": "gemma-v3-270m-pt", "architecture": "jump_relu",
-            "affine_connection": affine, "type": "transcoder",
-        }  # fmt: skip
+            "width": F,
+            "model_name": "gemma-v3-270m-pt",
+            "architecture": "jump_relu",
+            "affine_connection": affine,
+            "type": "transcoder",
+        }
         (folder / "config.json").write_text(json.dumps(content | changes))
     return folder
 
@@ -65,11 +68,17 @@ def saelens(folder: Path, t, **changes) -> Path:
     save_file(tensors, folder / "sae_weights.safetensors")
     name = "jumprelu_" * ("threshold" in t) + "skip_" * ("W_skip" in t) + "transcoder"
     content = {
-        "d_in": t["W_enc"].shape[1], "d_sae": len(t["b_enc"]), "dtype": "float32", "device": "cpu",
-        "apply_b_dec_to_input": False, "normalize_activations": "none", "reshape_activations": "none",
+        "d_in": t["W_enc"].shape[1],
+        "d_sae": len(t["b_enc"]),
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
         "metadata": {"model_name": "m", "hook_name": "blocks.4.mlp.hook_in", "hook_name_out": "blocks.4.hook_mlp_out"},
-        "d_out": len(t["b_dec"]), "architecture": name,
-    }  # fmt: skip
+        "d_out": len(t["b_dec"]),
+        "architecture": name,
+    }
     (folder / "cfg.json").write_text(json.dumps(content | changes))
     return folder
 
@@ -80,9 +89,16 @@ def sparsify(folder: Path, t, k=5, **changes) -> Path:
     names = {"W_enc": "encoder.weight", "b_enc": "encoder.bias"}
     save_file({names.get(name, name): value for name, value in t.items()}, folder / "sae.safetensors")
     content = {
-        "activation": "topk", "expansion_factor": 32, "normalize_decoder": True, "num_latents": len(t["b_enc"]),
-        "k": k, "multi_topk": False, "skip_connection": "W_skip" in t, "transcode": True, "d_in": len(t["b_dec"]),
-    }  # fmt: skip
+        "activation": "topk",
+        "expansion_factor": 32,
+        "normalize_decoder": True,
+        "num_latents": len(t["b_enc"]),
+        "k": k,
+        "multi_topk": False,
+        "skip_connection": "W_skip" in t,
+        "transcode": True,
+        "d_in": len(t["b_dec"]),
+    }
     (folder / "cfg.json").write_text(json.dumps(content | changes))
     return folder
 

@@ -16,10 +16,16 @@ class S3:
         self._server: Any = None
         none = str(home / "none")
         self.environment = {
-            "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_MAX_ATTEMPTS": "1", "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": none,
-            "AWS_SHARED_CREDENTIALS_FILE": none, "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1",
-        }  # fmt: skip
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_MAX_ATTEMPTS": "1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": none,
+            "AWS_SHARED_CREDENTIALS_FILE": none,
+            "no_proxy": "127.0.0.1",
+            "NO_PROXY": "127.0.0.1",
+        }
 
     def start(self) -> None:
         """Begin anew: no files, everybody let in. ``environment`` then has the address."""

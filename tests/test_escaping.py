@@ -24,10 +24,22 @@ from transcoders.figures.style import colours_of, save
 __all__ = ["repository"]
 RUN = "window.taken=1"
 NASTY = [
-    f"<script>{RUN}</script>", f"</script><script>{RUN}</script>", f"</title><script>{RUN}</script>", "<!--<script>",
-    f"--><script>{RUN}</script>", f"<img src=x onerror={RUN}>", f"'\"><svg onload={RUN}>", f"' onmouseover='{RUN}",
-    f"\u2028{RUN}\u2029", f"');{RUN};('", f"${{{RUN}}}", "\\'\"`", "&lt;b&gt;&amp;", "]]><b>", f"$\\frac{{{RUN}$",
-]  # fmt: skip
+    f"<script>{RUN}</script>",
+    f"</script><script>{RUN}</script>",
+    f"</title><script>{RUN}</script>",
+    "<!--<script>",
+    f"--><script>{RUN}</script>",
+    f"<img src=x onerror={RUN}>",
+    f"'\"><svg onload={RUN}>",
+    f"' onmouseover='{RUN}",
+    f"\u2028{RUN}\u2029",
+    f"');{RUN};('",
+    f"${{{RUN}}}",
+    "\\'\"`",
+    "&lt;b&gt;&amp;",
+    "]]><b>",
+    f"$\\frac{{{RUN}$",
+]
 ALL = " ".join(NASTY)
 
 
@@ -91,10 +103,17 @@ def test_the_circuits_pages(tab: Page, tmp_path: Path) -> None:
 
 def test_the_figures(tab: Page, tmp_path: Path) -> None:
     names = [*NASTY, "topk-9-0"]
-    table = pd.DataFrame({
-        "name": names, "kind": ["official"] * len(NASTY) + ["trained"], "variant": names, "layer": 9,
-        "l0": [30.0 + i for i in range(len(names))], "fvu": 0.3, "loss_recovered": 0.9,
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "name": names,
+            "kind": ["official"] * len(NASTY) + ["trained"],
+            "variant": names,
+            "layer": 9,
+            "l0": [30.0 + i for i in range(len(names))],
+            "fvu": 0.3,
+            "loss_recovered": 0.9,
+        }
+    )
     colours = colours_of(["topk-9-0"])
     for name, draw in (("comparison", figures.comparison), ("frontier", figures.frontier)):
         save(draw(table, colours), tmp_path / name)

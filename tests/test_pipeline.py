@@ -49,9 +49,11 @@ class Pipeline:
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "XDG_CACHE_HOME": str(root.parent / "cache"),
-            "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org",
-            "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@example.org",
-        }  # fmt: skip
+            "GIT_AUTHOR_NAME": "t",
+            "GIT_AUTHOR_EMAIL": "t@example.org",
+            "GIT_COMMITTER_NAME": "t",
+            "GIT_COMMITTER_EMAIL": "t@example.org",
+        }
 
     def run(self, *command: str, status: int = 0) -> str:
         done = subprocess.run(
@@ -282,9 +284,13 @@ def test_what_users_look_at(pipeline):
 def start_training(pipeline, variant="topk"):
     command = [sys.executable, "-m", "stages.train", variant, "0", "0"]
     return subprocess.Popen(
-        command, cwd=pipeline.root, env=pipeline.env, stderr=subprocess.PIPE, text=True,
+        command,
+        cwd=pipeline.root,
+        env=pipeline.env,
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored under nohup
-    )  # fmt: skip
+    )
 
 
 def test_ctrl_c_keeps_nothing_unfinished_and_a_rerun_continues(restored):

@@ -15,9 +15,15 @@ from transcoders.core.places import Place
 
 
 def make_store(
-    path: Place, x: Tensor, y: Tensor, *, dtype: str = "float32", documents: np.ndarray | None = None,
-    codec: str | None = None, outputs: str = "stored",
-) -> Place:  # fmt: skip
+    path: Place,
+    x: Tensor,
+    y: Tensor,
+    *,
+    dtype: str = "float32",
+    documents: np.ndarray | None = None,
+    codec: str | None = None,
+    outputs: str = "stored",
+) -> Place:
     """A complete store of the rows of ``x`` and ``y``; token ids are the row numbers."""
     rows, d_model = x.shape
     store.create(path, d_model, dtype, rows, {}, codec=codec, outputs=outputs)
@@ -32,10 +38,18 @@ def make_store(
     group["position"][:] = np.arange(rows)
     group["context"][:] = np.zeros(rows)
     attributes = {
-        "d_model": d_model, "layer": 0, "model": "m", "model_hash": "h" * 64, "hook_in": "i", "hook_out": "o",
-        "hf_hook_in": "hi", "hf_hook_out": "ho", "gain_applied": True,
-        "mlp_out_mean": y.mean(0).tolist(), "mlp_out_mean_square": float(y.square().sum(1).mean()),
-    }  # fmt: skip
+        "d_model": d_model,
+        "layer": 0,
+        "model": "m",
+        "model_hash": "h" * 64,
+        "hook_in": "i",
+        "hook_out": "o",
+        "hf_hook_in": "hi",
+        "hf_hook_out": "ho",
+        "gain_applied": True,
+        "mlp_out_mean": y.mean(0).tolist(),
+        "mlp_out_mean_square": float(y.square().sum(1).mean()),
+    }
     store.finish(path, rows, attributes)
     return path
 
@@ -44,9 +58,14 @@ def tiny_gemma(folder: Path) -> Path:
     """A Gemma 3 with 3 layers, random weights and the numbers below 100 as its words."""
     torch.manual_seed(0)
     config = Gemma3TextConfig(
-        vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8,
-    )  # fmt: skip
+        vocab_size=100,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
     Gemma3ForCausalLM(config).save_pretrained(folder)
     words = Tokenizer(WordLevel({str(i): i for i in range(100)}, unk_token="0"))
     words.pre_tokenizer = Whitespace()

@@ -13,6 +13,7 @@ from transcoders.absorption.settings import AbsorptionSettings
 from transcoders.absorption.shares import Along, carried
 from transcoders.absorption.suite import NO_LETTERS, FirstLetterTask, compared
 from transcoders.absorption.words import (
+    NO_TASK,
     Probes,
     Task,
     fit_probes,
@@ -87,8 +88,8 @@ def planted(world, left=0.0):
     The s latent keeps the share ``left`` of its value.
     """
     s = LETTERS.index("s")
-    own = world.e[:10] + (1 - left) * world.p[s]
-    rows = torch.cat([world.p, world.e, own])
+    extra = world.e[:10] + (1 - left) * world.p[s]
+    rows = torch.cat([world.p, world.e, extra])
 
     def active(letter, topic, _):
         if letter != s or topic >= 10:
@@ -98,39 +99,39 @@ def planted(world, left=0.0):
     return dictionary(rows, active)
 
 
-def of_letter(found, letter):
-    return found.letters.set_index("letter").loc[letter]
+def of_letter(result, letter):
+    return result.letters.set_index("letter").loc[letter]
 
 
 def test_a_clean_dictionary_absorbs_nothing(world):
-    found = absorption(clean(world), world.task, world.probes, SETTINGS, SAMPLING)
+    result = absorption(clean(world), world.task, world.probes, SETTINGS, SAMPLING)
     for name in ("mean_absorption", "full_absorption", "splitting", "skip_share"):
-        assert found.metrics[name] == found.metrics[f"{name}_high"] == 0
-    assert found.metrics["letters"] == found.metrics["letters_with_latent"] == len(LETTERS)
-    assert found.metrics["main_share"] > 0.9
-    assert found.metrics["main_f1"] == 1
-    assert [int(of_letter(found, letter)["main_latents"]) for letter in LETTERS] == list(range(len(LETTERS)))
+        assert result.metrics[name] == result.metrics[f"{name}_high"] == 0
+    assert result.metrics["letters"] == result.metrics["letters_with_latent"] == len(LETTERS)
+    assert result.metrics["main_share"] > 0.9
+    assert result.metrics["main_f1"] == 1
+    assert [int(of_letter(result, letter)["main_latents"]) for letter in LETTERS] == list(range(len(LETTERS)))
 
 
 def test_planted_absorption_is_found_where_it_is_and_nowhere_else(world):
-    found = absorption(planted(world), world.task, world.probes, SETTINGS, SAMPLING)
+    result = absorption(planted(world), world.task, world.probes, SETTINGS, SAMPLING)
     s = world.letter == LETTERS.index("s")
     judged = s & world.task.test.numpy()
     share = (world.topic[judged] < 10).mean()
-    assert of_letter(found, "s")["mean_absorption"] == pytest.approx(share, abs=0.01)
-    assert of_letter(found, "s")["full_absorption"] == pytest.approx(share, abs=0.01)
-    assert (found.letters.set_index("letter").drop(index="s")["mean_absorption"] == 0).all()
-    overall = found.metrics["mean_absorption"]
+    assert of_letter(result, "s")["mean_absorption"] == pytest.approx(share, abs=0.01)
+    assert of_letter(result, "s")["full_absorption"] == pytest.approx(share, abs=0.01)
+    assert (result.letters.set_index("letter").drop(index="s")["mean_absorption"] == 0).all()
+    overall = result.metrics["mean_absorption"]
     assert overall == pytest.approx(share / len(LETTERS), abs=0.01)
-    assert 0 < found.metrics["mean_absorption_low"] < overall < found.metrics["mean_absorption_high"] < 2 * overall
+    assert 0 < result.metrics["mean_absorption_low"] < overall < result.metrics["mean_absorption_high"] < 2 * overall
 
 
 def test_half_absorbed_counts_half_and_not_as_full(world):
-    found = absorption(planted(world, left=0.5), world.task, world.probes, SETTINGS, SAMPLING)
+    result = absorption(planted(world, left=0.5), world.task, world.probes, SETTINGS, SAMPLING)
     judged = (world.letter == LETTERS.index("s")) & world.task.test.numpy()
     share = (world.topic[judged] < 10).mean()
-    assert of_letter(found, "s")["mean_absorption"] == pytest.approx(share / 2, rel=0.1)
-    assert of_letter(found, "s")["full_absorption"] == 0
+    assert of_letter(result, "s")["mean_absorption"] == pytest.approx(share / 2, rel=0.1)
+    assert of_letter(result, "s")["full_absorption"] == 0
 
 
 @pytest.mark.parametrize("parts", [2, 3])
@@ -142,10 +143,10 @@ def test_a_letter_split_over_latents_is_counted(world, parts):
         latent = len(LETTERS) + TOPICS + number % parts if letter == t else letter
         return {latent: STRENGTH, len(LETTERS) + topic: STRENGTH}
 
-    found = absorption(dictionary(rows, active), world.task, world.probes, SETTINGS, SAMPLING)
-    assert of_letter(found, "t")["splitting"] == parts - 1
-    assert of_letter(found, "t")["mean_absorption"] == 0
-    assert found.metrics["splitting"] == pytest.approx((parts - 1) / len(LETTERS))
+    result = absorption(dictionary(rows, active), world.task, world.probes, SETTINGS, SAMPLING)
+    assert of_letter(result, "t")["splitting"] == parts - 1
+    assert of_letter(result, "t")["mean_absorption"] == 0
+    assert result.metrics["splitting"] == pytest.approx((parts - 1) / len(LETTERS))
 
 
 def reference(values, main, cosines, lengths, total, settings):
@@ -153,15 +154,15 @@ def reference(values, main, cosines, lengths, total, settings):
     result = []
     for a, t in zip(values, total, strict=True):
         projection = a * cosines * lengths
-        own = sum(projection[i] for i in main)
+        extra = sum(projection[i] for i in main)
         others = [p for i, p in enumerate(projection) if i not in main and cosines[i] >= settings.absorber_cosine]
         absorbers = sum(sorted((p for p in others if p > 0), reverse=True)[: settings.absorbers])
-        if own >= t or absorbers / t < settings.least_share:
+        if extra >= t or absorbers / t < settings.least_share:
             fraction = 0.0
-        elif own <= 0:
+        elif extra <= 0:
             fraction = 1.0
         else:
-            fraction = min(absorbers, t - own) / (min(absorbers, t - own) + own)
+            fraction = min(absorbers, t - extra) / (min(absorbers, t - extra) + extra)
         top = int(np.argmax(projection))
         full = all(a[i] < 1e-8 for i in main) and cosines[top] >= settings.absorber_cosine and t >= 0
         result.append((fraction, bool(full and projection[top] / t >= settings.least_share)))
@@ -176,11 +177,11 @@ def test_the_shares_are_those_of_the_published_formulas(seed):
     main = np.array([3, 8])
     total = (values * cosines * lengths).sum(1) + rng.normal(size=300)
     along = Along(cosines * lengths, cosines, total, np.zeros(300))
-    found = carried(values, main, along, SETTINGS)
+    result = carried(values, main, along, SETTINGS)
     expected = np.array(reference(values, main, cosines, lengths, total, SETTINGS))
-    assert found.absorption == pytest.approx(expected[:, 0])
-    assert found.full.tolist() == expected[:, 1].astype(bool).tolist()
-    assert 0 < found.full.sum() < 300
+    assert result.absorption == pytest.approx(expected[:, 0])
+    assert result.full.tolist() == expected[:, 1].astype(bool).tolist()
+    assert 0 < result.full.sum() < 300
 
 
 def test_scales_and_the_skip_path_of_a_transcoder_are_counted(world):
@@ -194,14 +195,14 @@ def test_scales_and_the_skip_path_of_a_transcoder_are_counted(world):
     model.requires_grad_(False)
     parts = dictionary_of(model)
     x = world.task.x
-    whole = parts.encode(x).dense() @ parts.W_dec + parts.b_dec + parts.skip(x)
-    assert torch.allclose(whole, model(x), atol=1e-5 * float(whole.abs().max()))
+    y_hat = parts.encode(x).dense() @ parts.W_dec + parts.b_dec + parts.skip(x)
+    assert torch.allclose(y_hat, model(x), atol=1e-5 * float(y_hat.abs().max()))
 
 
 def test_a_map_without_latents_carries_everything_itself(world):
-    found = skip_alone(lambda x: world.task.y, world.task, world.probes, SETTINGS, SAMPLING)
-    assert found["skip_share"] > 0.99
-    assert found["mean_absorption"] == found["full_absorption"] == 0
+    result = skip_alone(lambda x: world.task.y, world.task, world.probes, SETTINGS, SAMPLING)
+    assert result["skip_share"] > 0.99
+    assert result["mean_absorption"] == result["full_absorption"] == 0
 
 
 def test_letters_with_weak_probes_are_left_out_and_named(world):
@@ -209,9 +210,9 @@ def test_letters_with_weak_probes_are_left_out_and_named(world):
     y[:, LETTERS.index("a")] = 0  # nothing tells a from b any more, but that it is neither c, s nor t
     y[:, LETTERS.index("b")] = 0
     task = world.task._replace(y=y)
-    found = absorption(clean(world), task, fit_probes(task), SETTINGS, SAMPLING)
-    assert found.letters[~found.letters["kept"]]["letter"].tolist() == ["a", "b"]
-    assert found.metrics["letters"] == 3
+    result = absorption(clean(world), task, fit_probes(task), SETTINGS, SAMPLING)
+    assert result.letters[~result.letters["kept"]]["letter"].tolist() == ["a", "b"]
+    assert result.metrics["letters"] == 3
     with pytest.raises(UserError, match=r"absorption\.least_probe_f1: 1\.0 leaves out every letter; the best probe"):
         absorption(
             clean(world),
@@ -242,8 +243,31 @@ def test_a_vocabulary_without_words_is_an_error():
         def convert_ids_to_tokens(self, ids):
             return [f"<0x{i:02X}>" for i in ids]
 
-    with pytest.raises(UserError, match=r"model\.name: .*this vocabulary of 256 has 0; choose a model"):
+    with pytest.raises(
+        UserError, match=r"model\.name: .*vocabulary of 256 has 0; choose a model .*absorption\.words: 0$"
+    ):
         single_token_words(Bytes(), 100)
+
+
+def test_the_task_can_be_left_out(tmp_path, caplog):
+    save_task(tmp_path / "words.safetensors", *NO_TASK)
+    task = FirstLetterTask(*load_task(tmp_path / "words.safetensors"), AbsorptionSettings(words=0), SAMPLING)
+    assert task.of_transcoder(Transcoder(TranscoderConfig(d_in=3, d_out=3, d_hidden=8, k=2))) is None
+    assert task.of_affine(lambda x, y: Prediction(x, None)) == NO_LETTERS
+    assert task.letters_left_out == "abcdefghijklmnopqrstuvwxyz"
+    assert "absorption.words: 0 leaves the first-letter task out" in caplog.text
+
+
+@pytest.mark.parametrize("right", [1, 2, 5, 6, 7])
+def test_a_letter_with_few_right_words_has_an_interval(world, right):
+    """Resamples that draw none of them have no value, and count for nothing."""
+    words = np.flatnonzero(world.task.test.numpy() & (world.task.initials == "s"))[:right]
+    mask = torch.zeros_like(world.probes.right)
+    mask[LETTERS.index("s"), words] = True
+    f1 = torch.where(mask.any(1), 1.0, 0.0)
+    metrics = absorption(clean(world), world.task, world.probes._replace(right=mask, f1=f1), SETTINGS, SAMPLING).metrics
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert metrics["words"] == right
 
 
 def test_a_task_is_kept_in_a_file(world, tmp_path):
@@ -290,10 +314,10 @@ def test_near_parallel_rows_that_fire_together_are_redundant():
     # latent 0 fires on every token, latent 1 on every second: P(1|0) = 1/2, P(0|1) = 1
     alike = dictionary(rows, lambda letter, topic, number: {0: 1.0, 1: float(number % 2), 2: 1.0})
     x = torch.arange(10.0)[:, None].expand(-1, 3)
-    found = redundancy(alike, [SimpleNamespace(x=x), SimpleNamespace(x=x)], 0.9)
-    assert found["cofiring"] == pytest.approx(0.75)
-    assert found["near_parallel_fraction"] == 0.5
-    assert found["near_parallel_pairs"] == 2
+    result = redundancy(alike, [SimpleNamespace(x=x), SimpleNamespace(x=x)], 0.9)
+    assert result["cofiring"] == pytest.approx(0.75)
+    assert result["near_parallel_fraction"] == 0.5
+    assert result["near_parallel_pairs"] == 2
     assert "cofiring" not in redundancy(alike, [SimpleNamespace(x=x)], 0.99999)
 
 

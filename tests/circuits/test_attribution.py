@@ -45,11 +45,11 @@ def test_layers_without_a_transcoder_are_errors():
 def test_nothing_acts_on_what_comes_before_it():
     frozen = freeze(take_apart(tiny_gemma()), random_transcoders(), TOKENS)
     graph = attribute(frozen, difference_of(frozen), SETTINGS)
-    own = graph.effects[graph.latent_rows, : len(graph.layer)]
+    among_latents = graph.effects[graph.latent_rows, : len(graph.layer)]
     later = graph.layer >= graph.layer[graph.rows][:, None]
     right = graph.position > graph.position[graph.rows][:, None]
-    assert float(own[later | right].abs().max()) == 0
-    assert float(own.abs().max()) > 0
+    assert float(among_latents[later | right].abs().max()) == 0
+    assert float(among_latents.abs().max()) > 0
 
 
 @pytest.fixture
@@ -94,10 +94,10 @@ def test_effects_are_gradients_of_the_linearised_model(skip, frozen_norms_and_at
 
     with replaced(parts, {layer: replacement(layer) for layer in range(LAYERS)}):
         # At BOS `replaced` keeps the model's own MLP; here all of it is an error node.
-        own_mlp = {layer: frozen.steps[layer].y[0] for layer in range(LAYERS)}
+        mlp_output = {layer: frozen.steps[layer].y[0] for layer in range(LAYERS)}
         handles = [
             parts.layers[n].mlp_out.register_forward_hook(
-                lambda m, a, y, n=n: torch.cat([errors[n][:1][None] + 0 * own_mlp[n], y[:, 1:]], 1)
+                lambda m, a, y, n=n: torch.cat([errors[n][:1][None] + 0 * mlp_output[n], y[:, 1:]], 1)
             )
             for n in range(LAYERS)
         ]
@@ -123,14 +123,14 @@ def test_effects_are_gradients_of_the_linearised_model(skip, frozen_norms_and_at
 
 def test_the_most_influential_latents_are_traced_first():
     frozen = freeze(take_apart(tiny_gemma()), random_transcoders(), TOKENS)
-    whole = attribute(frozen, difference_of(frozen), SETTINGS)
+    complete = attribute(frozen, difference_of(frozen), SETTINGS)
     part = attribute(frozen, difference_of(frozen), SETTINGS.model_copy(update={"max_latents": 20}))
     assert len(part.rows) == 20
-    same = torch.nonzero(whole.rows[None] == part.rows[:, None])[:, 1]
-    torch.testing.assert_close(part.effects[part.latent_rows], whole.effects[whole.latent_rows][same])
+    same = torch.nonzero(complete.rows[None] == part.rows[:, None])[:, 1]
+    torch.testing.assert_close(part.effects[part.latent_rows], complete.effects[complete.latent_rows][same])
     from transcoders.circuits.graph import influence
 
-    best = influence(whole)[: len(whole.layer)].topk(10).indices
+    best = influence(complete)[: len(complete.layer)].topk(10).indices
     assert len(set(best.tolist()) & set(part.rows.tolist())) >= 7
 
 

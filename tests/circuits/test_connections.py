@@ -35,9 +35,9 @@ def test_without_attention_a_direct_effect_is_value_times_scale_times_connection
 def test_the_strongest_connections_are_those_of_all_earlier_layers():
     parts, transcoders = take_apart(tiny_gemma()), random_transcoders()
     layer, latent, weight = strongest(parts, transcoders, 3, 4)
-    whole = torch.stack([virtual_weights(parts, transcoders[n], transcoders[3], 3) for n in range(3)])
-    expected = whole.permute(1, 0, 2).flatten(1).abs().topk(4, dim=1).values
+    dense = torch.stack([virtual_weights(parts, transcoders[n], transcoders[3], 3) for n in range(3)])
+    expected = dense.permute(1, 0, 2).flatten(1).abs().topk(4, dim=1).values
     torch.testing.assert_close(weight.abs(), expected)
     rows = torch.arange(40)[:, None]
-    torch.testing.assert_close(whole[layer, rows, latent], weight)
+    torch.testing.assert_close(dense[layer, rows, latent], weight)
     assert strongest(parts, transcoders, 0, 4).weight.shape == (40, 0)

@@ -32,11 +32,11 @@ def test_influence_is_the_geometric_series(graph):
 
 
 def test_pruning_keeps_the_share_of_influence_asked_for(graph):
-    whole = prune(graph, 1.0, 1.0)
-    assert whole.nodes[influence(graph) > 1e-6].all()
+    everything = prune(graph, 1.0, 1.0)
+    assert everything.nodes[influence(graph) > 1e-6].all()
     small, smaller = prune(graph, 0.8, 0.98), prune(graph, 0.5, 0.9)
-    assert smaller.nodes.sum() < small.nodes.sum() < whole.nodes.sum()
-    assert smaller.edges.sum() < small.edges.sum() < whole.edges.sum()
+    assert smaller.nodes.sum() < small.nodes.sum() < everything.nodes.sum()
+    assert smaller.edges.sum() < small.edges.sum() < everything.edges.sum()
     reached = influence(graph)
     assert float(reached[small.nodes].sum() / reached.sum()) == pytest.approx(0.8, abs=0.05)
 
@@ -47,15 +47,15 @@ def test_what_is_kept_is_connected(graph):
     ends[graph.embeddings] = True
     assert not (edges & ~nodes).any()
     assert (edges.any(0) | ends)[nodes].all(), "every kept node acts on something"
-    own = edges[graph.latent_rows]
-    assert own[nodes[graph.rows]].any(1).all(), "every kept latent has a cause"
-    assert not own[~nodes[graph.rows]].any()
+    of_latents = edges[graph.latent_rows]
+    assert of_latents[nodes[graph.rows]].any(1).all(), "every kept latent has a cause"
+    assert not of_latents[~nodes[graph.rows]].any()
 
 
 def test_scores_are_1_without_errors(graph):
-    found = scores(graph)
-    assert 0 < found.replacement < 1
-    assert 0 < found.completeness < 1
+    result = scores(graph)
+    assert 0 < result.replacement < 1
+    assert 0 < result.completeness < 1
     without = graph.effects.clone()
     without[:, graph.errors] = 0
     perfect = scores(graph._replace(effects=without))
@@ -125,23 +125,23 @@ def test_a_planted_two_layer_circuit_is_recovered(planted):
     here = set(zip(graph.layer.tolist(), graph.position.tolist(), graph.latent.tolist(), strict=True))
     last = 4
     assert {(0, last, A), (0, 2, B), (0, last, DECOY), (2, last, A), (2, last, DECOY)} <= here, "more fires than acts"
-    kept = prune(graph, 0.8, 0.98)
-    found = {
+    pruned = prune(graph, 0.8, 0.98)
+    result = {
         (int(graph.layer[i]), int(graph.position[i]), int(graph.latent[i]))
         for i in range(len(graph.layer))
-        if kept.nodes[i]
+        if pruned.nodes[i]
     }
-    assert found == {(0, last, A), (2, last, A)}
-    assert not kept.nodes[graph.errors].any()
+    assert result == {(0, last, A), (2, last, A)}
+    assert not pruned.nodes[graph.errors].any()
     column = {
         node: i
         for i, node in enumerate(zip(graph.layer.tolist(), graph.position.tolist(), graph.latent.tolist(), strict=True))
     }
     row = 1 + graph.rows.tolist().index(column[2, last, A])
-    assert kept.edges[row, column[0, last, A]]
-    assert kept.edges[0, column[2, last, A]]
-    assert not kept.edges[0, column[0, last, A]], "the first layer's latent acts through the second's alone"
-    tokens = kept.edges[1 + graph.rows.tolist().index(column[0, last, A]), graph.embeddings]
+    assert pruned.edges[row, column[0, last, A]]
+    assert pruned.edges[0, column[2, last, A]]
+    assert not pruned.edges[0, column[0, last, A]], "the first layer's latent acts through the second's alone"
+    tokens = pruned.edges[1 + graph.rows.tolist().index(column[0, last, A]), graph.embeddings]
     assert int(tokens.int().argmax()) == last
 
 
@@ -157,15 +157,15 @@ def test_on_the_real_model_effects_sum_to_the_logit_difference(real):
     tokens = torch.tensor(tokenizer("The Eiffel Tower is located in the city of")["input_ids"])
     frozen = freeze(parts, transcoders, tokens)
     targets = difference(frozen, tokenizer, " Paris", " London")
-    found = attribute(frozen, targets, SETTINGS.model_copy(update={"max_latents": 200}))
-    assert len(found.rows) == 200
-    total = float(found.effects[0].sum() + found.constant[0])
+    result = attribute(frozen, targets, SETTINGS.model_copy(update={"max_latents": 200}))
+    assert len(result.rows) == 200
+    total = float(result.effects[0].sum() + result.constant[0])
     logits = parts.model(tokens[None]).logits[0, -1]
     expected = float(
         logits[tokenizer.convert_tokens_to_ids("▁Paris")] - logits[tokenizer.convert_tokens_to_ids("▁London")]
     )
     assert total == pytest.approx(expected, rel=1e-3)
-    assert float(found.sum_errors().max()) < 1e-3
+    assert float(result.sum_errors().max()) < 1e-3
 
 
 def test_on_the_real_model_the_top_logits_are_traced(real):
@@ -173,8 +173,8 @@ def test_on_the_real_model_the_top_logits_are_traced(real):
     frozen = freeze(parts, transcoders, torch.tensor(tokenizer("one, two, three, four, five,")["input_ids"]))
     targets = top_logits(frozen, tokenizer, most=3)
     assert targets.outputs[0].label == " six"
-    found = attribute(frozen, targets, SETTINGS.model_copy(update={"max_latents": 30}))
-    assert float(found.sum_errors().max()) < 1e-3
+    result = attribute(frozen, targets, SETTINGS.model_copy(update={"max_latents": 30}))
+    assert float(result.sum_errors().max()) < 1e-3
 
 
 def test_an_answer_that_begins_like_its_foil_is_refused(real):

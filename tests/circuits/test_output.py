@@ -17,10 +17,20 @@ from transcoders.circuits.parts import take_apart
 from transcoders.circuits.viewer import graph_json, write_index
 
 NODE = {  # of circuit-tracer 0.5.0, frontend/graph_models.py: Node
-    "node_id": str, "feature": int, "layer": str, "ctx_idx": int, "feature_type": str, "token_prob": float,
-    "is_target_logit": bool, "run_idx": int, "reverse_ctx_idx": int, "jsNodeId": str, "clerp": str,
-    "influence": (float, type(None)), "activation": (float, type(None)),
-}  # fmt: skip
+    "node_id": str,
+    "feature": int,
+    "layer": str,
+    "ctx_idx": int,
+    "feature_type": str,
+    "token_prob": float,
+    "is_target_logit": bool,
+    "run_idx": int,
+    "reverse_ctx_idx": int,
+    "jsNodeId": str,
+    "clerp": str,
+    "influence": (float, type(None)),
+    "activation": (float, type(None)),
+}
 METADATA = {"slug", "scan", "transcoder_list", "prompt_tokens", "prompt", "node_threshold", "schema_version"}
 
 
@@ -54,8 +64,11 @@ def test_the_graph_file_has_the_viewers_schema(traced, tmp_path):
         assert set(node) == set(NODE)
         assert all(isinstance(node[key], kind) for key, kind in NODE.items()), node
     assert {node["feature_type"] for node in made["nodes"]} == {
-        "cross layer transcoder", "mlp reconstruction error", "embedding", "logit"
-    }  # fmt: skip
+        "cross layer transcoder",
+        "mlp reconstruction error",
+        "embedding",
+        "logit",
+    }
     assert len(made["links"]) == int(pruned.edges.sum())
     assert all(link["source"] in ids and link["target"] in ids and link["weight"] for link in made["links"])
     assert "a description" in {node["clerp"] for node in made["nodes"]}

@@ -24,16 +24,16 @@ def traced():
 
 def test_all_latents_with_errors_give_the_clean_output(traced):
     frozen, targets, graph = traced
-    kept = torch.ones(1, len(graph.layer), dtype=torch.bool)
-    live = run_with_latents(frozen, targets.directions, kept)
+    mask = torch.ones(1, len(graph.layer), dtype=torch.bool)
+    live = run_with_latents(frozen, targets.directions, mask)
     torch.testing.assert_close(live[0, 0], graph.target[0], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(respond(graph, kept)[0], graph.target[:1])
+    torch.testing.assert_close(respond(graph, mask)[0], graph.target[:1])
 
 
-def linear_run(frozen, direction, kept):
+def linear_run(frozen, direction, mask):
     """The linear model forwards, layer by layer, with some latents missing."""
     r, counts = frozen.embedding, [len(step.site.latent) for step in frozen.steps]
-    for step, layer, part in zip(frozen.steps, frozen.parts.layers, kept.split(counts), strict=True):
+    for step, layer, part in zip(frozen.steps, frozen.parts.layers, mask.split(counts), strict=True):
         v = ((r * step.attention_in) @ layer.W_v.T).view(len(r), 2, 6).repeat_interleave(2, 1)
         mixed = torch.stack([step.pattern[h] @ v[:, h] for h in range(4)], 1).flatten(1)
         r = r + mixed @ layer.W_o.T * step.attention_out
@@ -47,29 +47,29 @@ def linear_run(frozen, direction, kept):
 
 def test_the_graph_answers_for_the_linear_model(traced):
     frozen, targets, graph = traced
-    kept = torch.rand(5, len(graph.layer), generator=torch.Generator().manual_seed(0)) < 0.6
-    expected = torch.stack([linear_run(frozen, targets.directions[0], one) for one in kept])
-    torch.testing.assert_close(respond(graph, kept)[:, 0], expected)
+    mask = torch.rand(5, len(graph.layer), generator=torch.Generator().manual_seed(0)) < 0.6
+    expected = torch.stack([linear_run(frozen, targets.directions[0], one) for one in mask])
+    torch.testing.assert_close(respond(graph, mask)[:, 0], expected)
     assert float(expected.std()) > 1e-3
 
 
 def test_faithfulness_runs_from_none_to_all(traced):
     frozen, targets, graph = traced
-    found = curves(frozen, targets.directions, graph, seed=0)
-    assert found.sizes[0] == 0
-    assert found.sizes[-1] == len(graph.layer)
-    assert found.faithfulness[0] == 0
-    assert found.faithfulness[-1] == 1
-    assert found.kept[-1] == pytest.approx(found.removed[0])
-    assert found.kept[0] == pytest.approx(found.removed[-1])
-    assert found.random_kept[-1] == pytest.approx(found.kept[-1])
+    measured = curves(frozen, targets.directions, graph, seed=0)
+    assert measured.sizes[0] == 0
+    assert measured.sizes[-1] == len(graph.layer)
+    assert measured.faithfulness[0] == 0
+    assert measured.faithfulness[-1] == 1
+    assert measured.kept[-1] == pytest.approx(measured.removed[0])
+    assert measured.kept[0] == pytest.approx(measured.removed[-1])
+    assert measured.random_kept[-1] == pytest.approx(measured.kept[-1])
 
 
 def test_the_size_is_where_faithfulness_stays():
     rise = np.array([0.0, 0.9, 0.5, 0.85, 1.1, 1.0])
-    found = Curves(np.array([0, 1, 2, 4, 8, 16]), rise, rise[::-1], rise, rise, rise)
-    assert found.size_at(0.8) == 4
-    assert found.size_at(0.95) == 8
+    measured = Curves(np.array([0, 1, 2, 4, 8, 16]), rise, rise[::-1], rise, rise, rise)
+    assert measured.size_at(0.8) == 4
+    assert measured.size_at(0.95) == 8
 
 
 def test_the_loss_with_errors_is_the_clean_one():
@@ -78,9 +78,9 @@ def test_the_loss_with_errors_is_the_clean_one():
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(3, 50, (n,), generator=generator).numpy() for n in (9, 6, 12)]
     means = {n: torch.zeros(16) for n in range(LAYERS)}
-    found = replaced_losses(parts, transcoders, means, context_batches(rows, np.arange(3), 1000), 3)
-    np.testing.assert_allclose(found.ce["with_errors"], found.ce_clean, rtol=1e-5)
-    assert float(found.kl["with_errors"].abs().max()) < 1e-4
-    np.testing.assert_allclose(found.ce["mean"], found.ce["zero"], rtol=1e-6)
-    assert (found.kl["replaced"] > 0.01).all()
-    assert found.tokens.tolist() == [8, 5, 11]
+    losses = replaced_losses(parts, transcoders, means, context_batches(rows, np.arange(3), 1000), 3)
+    np.testing.assert_allclose(losses.ce["with_errors"], losses.ce_clean, rtol=1e-5)
+    assert float(losses.kl["with_errors"].abs().max()) < 1e-4
+    np.testing.assert_allclose(losses.ce["mean"], losses.ce["zero"], rtol=1e-6)
+    assert (losses.kl["replaced"] > 0.01).all()
+    assert losses.tokens.tolist() == [8, 5, 11]

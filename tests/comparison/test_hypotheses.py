@@ -50,7 +50,7 @@ def test_seeds_that_disagree_widen_the_interval():
 def test_the_interval_holds_no_difference_as_often_as_it_says():
     rng = np.random.default_rng(0)
     draws = rng.normal(size=(4000, 2, 3))
-    held = [found.low < 0 < found.high for found in (effect(a, b, 0.0) for a, b in draws)]
+    held = [measured.low < 0 < measured.high for measured in (effect(a, b, 0.0) for a, b in draws)]
     assert np.mean(held) == pytest.approx(0.95, abs=0.015)
 
 

@@ -2,12 +2,13 @@ import errno
 import os
 import platform
 import shutil
+import signal
 
 import pytest
 
 from stages.common.entry import entry
 from transcoders.core.errors import UserError
-from transcoders.core.files import fingerprint, replacing, rounded, write_json
+from transcoders.core.files import cache_folder, fingerprint, replacing, rounded, write_json
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "no space")])
@@ -46,6 +47,29 @@ def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path, pid, end):
         temporary.mkdir()
         (temporary / "whole").touch()
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["folder", "folder/whole"]
+
+
+def test_what_libraries_write_beside_a_temporary_goes_with_it(tmp_path):
+    """zarr, safetensors and fsspec write beside the path that they are given, and rename."""
+    child = os.fork()
+    if not child:
+        with replacing(tmp_path / "weights") as temporary:
+            for name in (".tmpa3X9kQ", "weights.81c7d5ba.partial", "weights.part"):
+                temporary.with_name(name).write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".weights.")] == []
+    with replacing(tmp_path / "weights") as temporary:
+        temporary.write_bytes(b"all")
+    assert [path.name for path in tmp_path.rglob("*")] == ["weights"]
+
+
+def test_without_a_home_the_variable_for_the_cache_is_named(monkeypatch):
+    """A container's user may have neither HOME nor an entry among the system's users."""
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(UserError, match=r"^XDG_CACHE_HOME: is not set, and there is no home folder.*; set it"):
+        cache_folder("collect")
 
 
 def test_what_another_living_process_writes_is_left_alone(tmp_path):

@@ -193,6 +193,8 @@ def test_the_missing_extra_is_named(s3):
 def test_secrets_in_a_url_are_never_shown():
     assert redacted("sftp://me:pass@host/x?sig=abc") == "sftp://me:***@host/x"
     assert redacted("s3://bucket/a:b@c") == "s3://bucket/a:b@c"
+    assert redacted("https://token@host/v1#key=abc") == "https://***@host/v1"
+    assert redacted("abfs://container@account/x") == "abfs://container@account/x", "no secret, but a place"
     with pytest.raises(UserError) as error:
         load("nonsense://me:pass@host/x?sig=abc")
     assert not re.search("pass|abc", str(error.value))
@@ -232,9 +234,9 @@ def test_a_pointer_stands_for_the_store_it_was_written_for_and_for_no_other(s3, 
     local, url = stores
     point(tmp_path / "layer_9.zarr", url)
     point(tmp_path / "again.zarr", url)
-    said = (tmp_path / "layer_9.zarr" / POINTER).read_text()
-    assert json.loads(said) == {"url": url, "sha256": digest(url)} == {"url": url, "sha256": digest(local.path)}
-    assert (tmp_path / "again.zarr" / POINTER).read_text() == said
+    pointer = (tmp_path / "layer_9.zarr" / POINTER).read_text()
+    assert json.loads(pointer) == {"url": url, "sha256": digest(url)} == {"url": url, "sha256": digest(local.path)}
+    assert (tmp_path / "again.zarr" / POINTER).read_text() == pointer
     assert torch.equal(Store(tmp_path / "layer_9.zarr").rows("mlp_out", 0, 10), local.rows("mlp_out", 0, 10))
     make_store(url, torch.zeros(10, 8), torch.ones(10, 8))
     with pytest.raises(
@@ -249,14 +251,14 @@ def test_a_pointer_stands_for_the_store_it_was_written_for_and_for_no_other(s3, 
 def test_a_truncated_or_lost_object_is_refused(s3, stores):
     _, url = stores
     shard = "bucket/s.zarr/mlp_out/c/0/0"
-    whole = s3.files.cat_file(shard)
-    s3.files.pipe_file(shard, whole[:1000])
+    complete = s3.files.cat_file(shard)
+    s3.files.pipe_file(shard, complete[:1000])
     with pytest.raises(UserError, match=r"^s3://bucket/s\.zarr: mlp_out is truncated or was changed; remove it"):
         Store(url)
-    s3.files.pipe_file(shard, whole)
+    s3.files.pipe_file(shard, complete)
     opened = Store(url)
     for damage, message in (
-        (lambda: s3.files.pipe_file(shard, whole[:-1000]), "reading or writing failed .*is it whole"),
+        (lambda: s3.files.pipe_file(shard, complete[:-1000]), "reading or writing failed .*is it whole"),
         (lambda: s3.files.rm_file(shard), "there is no such bucket, folder or file"),
     ):
         damage()
@@ -288,16 +290,16 @@ def test_dvc_carries_results_to_another_clone(s3, stores, tmp_path):
     YAML().dump({"stages": {"split": split | {"outs": ["data/split.parquet"]}}}, first / "dvc.yaml")
     results = ["data/activations", "models/topk-9-0", "data/documents.parquet"]
 
-    said = run(first, "git", "init", "-q") + run(first, "dvc", "init", "-q")
+    output = run(first, "git", "init", "-q") + run(first, "dvc", "init", "-q")
     run(first, "dvc", "remote", "add", "-q", "-d", "storage", "s3://bucket/project")
     endpoint = s3.environment["AWS_ENDPOINT_URL"]
     run(first, "dvc", "remote", "modify", "--local", "storage", "endpointurl", endpoint)
-    said += run(first, "dvc", "add", "-q", *results) + run(first, "dvc", "repro")
+    output += run(first, "dvc", "add", "-q", *results) + run(first, "dvc", "repro")
     run(first, "git", "add", "-A")
     run(first, "git", "commit", "-qm", "results")
-    said += run(first, "dvc", "push")
+    output += run(first, "dvc", "push")
     run(tmp_path, "git", "clone", "-q", str(first), str(second))
-    said += run(second, "dvc", "pull")
+    output += run(second, "dvc", "pull")
 
     assert "up to date" in run(second, "dvc", "status")
     files = sorted(p.relative_to(first) for f in ("data", "models") for p in (first / f).rglob("*") if p.is_file())
@@ -307,16 +309,19 @@ def test_dvc_carries_results_to_another_clone(s3, stores, tmp_path):
     assert torch.equal(load(second / "models/topk-9-0")(X), transcoder()(X))
     assert torch.equal(Store(second / "data/activations/layer_9.zarr").rows("mlp_in", 0, 9), local.rows("mlp_in", 0, 9))
     written = b"".join(p.read_bytes() for root in (first, second) for p in root.rglob("*") if p.is_file())
-    assert not re.search(f"{KEY}|{SECRET}", said + written.decode(errors="replace"))
+    assert not re.search(f"{KEY}|{SECRET}", output + written.decode(errors="replace"))
     assert endpoint not in (first / ".dvc/config").read_text()
 
 
 def run(folder, *command):
     environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
-        "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org",
-        "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@example.org",
-    }  # fmt: skip
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "GIT_AUTHOR_NAME": "t",
+        "GIT_AUTHOR_EMAIL": "t@example.org",
+        "GIT_COMMITTER_NAME": "t",
+        "GIT_COMMITTER_EMAIL": "t@example.org",
+    }
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

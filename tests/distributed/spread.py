@@ -16,9 +16,12 @@ def spread(processes, script, *arguments, jobs):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     env = os.environ | {
-        "PYTHONPATH": f"{HERE.parents[1]}:{HERE.parent}", "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
-    }  # fmt: skip
+        "PYTHONPATH": f"{HERE.parents[1]}:{HERE.parent}",
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+    }
     command = [sys.executable, str(HERE / script), *map(str, arguments), json.dumps(jobs)]
     ranks = [
         subprocess.Popen(command, env=env | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)

@@ -114,11 +114,14 @@ def test_a_mistake_that_every_rank_meets_is_one_line(project):
     ]
 
 
-@pytest.mark.parametrize(("distributed", "message"), [
-    ({"processes": 3, "latents": 2}, "2 does not divide the 3 processes"),
-    ({"hosts": 2}, r"distributed\.rendezvous: 2 hosts need a place to meet"),
-    ({"rendezvous": "node0"}, r"distributed\.rendezvous: 'node0' is wrong"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("distributed", "message"),
+    [
+        ({"processes": 3, "latents": 2}, "2 does not divide the 3 processes"),
+        ({"hosts": 2}, r"distributed\.rendezvous: 2 hosts need a place to meet"),
+        ({"rendezvous": "node0"}, r"distributed\.rendezvous: 'node0' is wrong"),
+    ],
+)
 def test_impossible_jobs_are_refused(distributed, message):
     params = YAML(typ="safe").load(ROOT / "params.yaml") | {"distributed": distributed}
     with pytest.raises(UserError, match=message):

@@ -77,8 +77,10 @@ def spread_runs(store, tmp_path_factory):
         shutil.copy(out / "killed/sliced/checkpoint", folder)
         jobs = {
             f"{name}-{slices}": {"changes": CHANGES, **JOBS[name], "latents": slices}
-            for (count, slices), names in SHARES.items() if count == processes for name in names
-        }  # fmt: skip
+            for (count, slices), names in SHARES.items()
+            if count == processes
+            for name in names
+        }
         jobs |= {f"{kind}-{latents}": {**DYING, "latents": latents} for kind in ("whole", "resumed")}
         statuses, said = spread(processes, "train_job.py", store.path, out / str(processes), jobs=jobs)
         assert statuses == [0] * processes, said

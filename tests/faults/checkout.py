@@ -54,7 +54,7 @@ OUTS = {
     "compare": ["data/compare", "metrics"],
     "circuits": ["data/circuits/0"],
     "plot": ["plots"],
-}  # fmt: skip
+}
 LETTERS, WORDS_PER_LETTER = "abcdefgh", 45
 UNSTABLE = ("data/live",)
 """Measured times, and the curves of a run under way."""
@@ -131,21 +131,30 @@ def make(root: Path, forks: Forks) -> Checkout:
     for section, changes in {
         "model": {"name": "inputs/model/tiny"},
         "collect": {
-            "layers": [1], "tokens": 80_000, "context_length": 64, "batch_size": 256,
+            "layers": [1],
+            "tokens": 80_000,
+            "context_length": 64,
+            "batch_size": 256,
             "text": {"source": "file", "path": "inputs/text/text.jsonl"},
         },
         "split": {"validation": 0.1, "test": 0.15},
         "runs": {"layers": [1], "variants": ["topk", "plt"]},
         "train": {
-            "d_hidden": 64, "k": 6, "epochs": 1, "batch_size": 1024, "dead_after_tokens": 20_000, "log_every": 3,
-            "validate_every": 9, "buffer_tokens": 8192,
+            "d_hidden": 64,
+            "k": 6,
+            "epochs": 1,
+            "batch_size": 1024,
+            "dead_after_tokens": 20_000,
+            "log_every": 3,
+            "validate_every": 9,
+            "buffer_tokens": 8192,
         },
         "evaluate": {"tokens": 4000, "loss_tokens": 400, "bootstrap": 50},
         "absorption": {"words": 500, "least_probe_f1": 0.0},
         "features": {"tokens": 20_000, "top": 4, "sampled": 16, "unseen": 8},
         "checkpoints": {"every": 5},
         "circuits": {"seeds": [0], "loss_tokens": 200, "max_latents": 200},
-    }.items():  # fmt: skip
+    }.items():
         params[section].update(changes)
     params["features"]["describe"]["bootstrap"] = 50
     YAML().dump(params, root / "params.yaml")
@@ -166,9 +175,17 @@ def write_model(folder: Path) -> None:
     tokenizer.pre_tokenizer, tokenizer.decoder = Metaspace(), decoders.Metaspace()
     torch.manual_seed(0)
     config = Gemma3TextConfig(
-        vocab_size=len(pieces), hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, pad_token_id=0, bos_token_id=1, eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=len(pieces),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=0,
+    )
     model = Gemma3ForCausalLM(config)
     for name, value in model.named_parameters():
         torch.nn.init.normal_(value, 1.0 if "norm" in name else 0.0, 0.3)

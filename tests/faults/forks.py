@@ -21,15 +21,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 LIBRARIES = (
-    "transcoders.figures.runs", "transcoders.figures.nested", "transcoders.figures.circuits", "stages.compare",
-    "stages.common.held_out", "stages.common.params", "transcoders.collecting.publish", "transcoders.language.model",
-    "transcoders.circuits.suite", "transcoders.circuits.connections", "transcoders.circuits.picture",
-    "transcoders.distributed.launch", "transcoders.absorption.suite",
-    "transcoders.comparison.pruning", "transcoders.absorption.redundancy",
-    "transcoders.features.tables", "transcoders.features.page", "transcoders.features.openai",
-    "transcoders.formats.export", "transcoders.training.trainer", "transformer_lens.model_bridge",
-    "transcoders.kernels.cpu.loops", "pyarrow.parquet", "tabulate",
-)  # fmt: skip
+    "transcoders.figures.runs",
+    "transcoders.figures.nested",
+    "transcoders.figures.circuits",
+    "stages.compare",
+    "stages.common.held_out",
+    "stages.common.params",
+    "transcoders.collecting.publish",
+    "transcoders.language.model",
+    "transcoders.circuits.suite",
+    "transcoders.circuits.connections",
+    "transcoders.circuits.picture",
+    "transcoders.distributed.launch",
+    "transcoders.absorption.suite",
+    "transcoders.comparison.pruning",
+    "transcoders.absorption.redundancy",
+    "transcoders.features.tables",
+    "transcoders.features.page",
+    "transcoders.features.openai",
+    "transcoders.formats.export",
+    "transcoders.training.trainer",
+    "transformer_lens.model_bridge",
+    "transcoders.kernels.cpu.loops",
+    "pyarrow.parquet",
+    "tabulate",
+)
 DAY = 86_400.0
 
 

@@ -29,15 +29,22 @@ def checked_out(sources: Checkout, root: Path) -> Path:
 def test_two_pipelines_at_once_end_in_the_bytes_of_one(sources: Checkout, few: Undisturbed, tmp_path: Path) -> None:
     root = checked_out(sources, tmp_path / "checkout")
     environment = {
-        **os.environ, **SECRETS, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+        **os.environ,
+        **SECRETS,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
 
     def repro() -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            ["dvc", "repro", GOAL], cwd=root, env=environment, text=True, stdout=subprocess.PIPE,
+            ["dvc", "repro", GOAL],
+            cwd=root,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        )
 
     both = [repro(), repro()]
     said = [one.communicate(timeout=300)[0] for one in both]

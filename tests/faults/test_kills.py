@@ -42,8 +42,10 @@ def nothing_half(undisturbed: Undisturbed, checkout: Checkout, stage: str) -> No
     for out in checkout.outs(stage):
         if out.exists():
             place = str(out.relative_to(checkout.root))
-            own, expected = ({n: b for n, b in files.items() if n == place or n.startswith(place + "/")} for files in (
-                found, undisturbed.files))  # fmt: skip
+            own, expected = (
+                {n: b for n, b in files.items() if n == place or n.startswith(place + "/")}
+                for files in (found, undisturbed.files)
+            )
             assert own.keys() == expected.keys(), place
             assert own == expected, [name for name in own if own[name] != expected[name]]
 

@@ -14,9 +14,10 @@ from features.test_descriptions import Server
 from ruamel.yaml import YAML
 
 SECRETS = {
-    "OPENAI_API_KEY": "sk-sentinel-0penai", "HF_TOKEN": "hf_sentinelHuggingFace",
+    "OPENAI_API_KEY": "sk-sentinel-0penai",
+    "HF_TOKEN": "hf_sentinelHuggingFace",
     "AWS_SECRET_ACCESS_KEY": "sentinel/aws/secret",
-}  # fmt: skip
+}
 
 
 def clean(said: str, *folders: Path) -> None:
@@ -99,9 +100,15 @@ for attempt in range(2):
 def test_the_token_of_the_hub_is_written_nowhere(few: Undisturbed, refusing: str, tmp_path: Path) -> None:
     checkout = few.checkout.copy("exporting")
     environment = {
-        **os.environ, **SECRETS, "HF_ENDPOINT": refusing, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"),
-        "no_proxy": "127.0.0.1", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }  # fmt: skip
+        **os.environ,
+        **SECRETS,
+        "HF_ENDPOINT": refusing,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path / "home"),
+        "no_proxy": "127.0.0.1",
+        "PYTHONPATH": str(ROOT),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
     done = subprocess.run(
         [sys.executable, "-c", EXPORT], cwd=checkout.root, env=environment, capture_output=True, text=True
     )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import openai
 import pytest
 
 from transcoders.core.errors import UserError
@@ -34,8 +36,8 @@ def text(rng: np.random.Generator, *, holding: str | None = None) -> list[str]:
 
 def planted(rng: np.random.Generator, name: str) -> tuple[Evidence, Unseen]:
     """A latent that fires on one word, wherever it stands."""
-    shown = [text(rng, holding=name) for _ in range(40)]
-    contexts = [Context(tokens, [float(token == name) for token in tokens]) for tokens in shown]
+    windows = [text(rng, holding=name) for _ in range(40)]
+    contexts = [Context(tokens, [float(token == name) for token in tokens]) for tokens in windows]
     return (
         Evidence(0, 0.01, contexts[:10], contexts, [" promoted"]),
         Unseen([text(rng, holding=name) for _ in range(10)], [text(rng) for _ in range(10)]),
@@ -44,8 +46,8 @@ def planted(rng: np.random.Generator, name: str) -> tuple[Evidence, Unseen]:
 
 def random_firings(rng: np.random.Generator) -> tuple[Evidence, Unseen]:
     """A latent that fires anywhere."""
-    shown = [text(rng) for _ in range(40)]
-    contexts = [Context(tokens, np.eye(WINDOW)[rng.integers(WINDOW)].tolist()) for tokens in shown]
+    windows = [text(rng) for _ in range(40)]
+    contexts = [Context(tokens, np.eye(WINDOW)[rng.integers(WINDOW)].tolist()) for tokens in windows]
     return (
         Evidence(1, 0.05, contexts[:10], contexts, [" promoted"]),
         Unseen([text(rng) for _ in range(20)], [text(rng) for _ in range(20)]),
@@ -59,20 +61,20 @@ def statistics() -> Statistics:
 
 def test_a_word_is_found_named_and_predicts_unseen_text() -> None:
     evidence, unseen = planted(np.random.default_rng(0), " Volcano")
-    (found,) = describe(statistics(), [evidence], [unseen])
-    assert found.score == 1
-    assert found.description is not None
-    assert found.description.text.startswith("fires on “volcano” (100%)")
-    assert "promotes “promoted”" in found.description.text
+    (described,) = describe(statistics(), [evidence], [unseen])
+    assert described.score == 1
+    assert described.description is not None
+    assert described.description.text.startswith("fires on “volcano” (100%)")
+    assert "promotes “promoted”" in described.description.text
 
 
 def test_firings_without_a_rule_score_at_chance() -> None:
     rng = np.random.default_rng(0)
     pairs = [random_firings(rng) for _ in range(60)]
     scores = np.array([d.score for d in describe(statistics(), *map(list, zip(*pairs, strict=True)))], float)
-    found = summary(scores, SETTINGS)
-    assert found["detection_score"] == pytest.approx(0.5, abs=0.04)
-    assert found["detection_score_low"] < found["detection_score"] < found["detection_score_high"]
+    metrics = summary(scores, SETTINGS)
+    assert metrics["detection_score"] == pytest.approx(0.5, abs=0.04)
+    assert metrics["detection_score_low"] < metrics["detection_score"] < metrics["detection_score_high"]
 
 
 def test_too_little_text_gives_no_score() -> None:
@@ -89,6 +91,7 @@ class Server:
     def __init__(self) -> None:
         self.requests: list[dict] = []
         self.keys: list[str | None] = []
+        self.headers: list[dict[str, str]] = []
         self.misbehave: list[object] = []
         """What to answer first: a status, a body, or seconds to wait."""
         self.at_once = self.most_at_once = 0
@@ -100,6 +103,7 @@ class Server:
                 with lock:
                     outer.requests.append(request)
                     outer.keys.append(self.headers.get("authorization"))
+                    outer.headers.append(dict(self.headers))
                     outer.at_once += 1
                     outer.most_at_once = max(outer.most_at_once, outer.at_once)
                     trick = outer.misbehave.pop(0) if outer.misbehave else None
@@ -171,16 +175,16 @@ def pairs(count: int) -> tuple[list[Evidence], list[Unseen]]:
 
 
 def test_a_server_describes_and_predicts_and_is_never_asked_twice(server: Server, tmp_path: Path) -> None:
-    found = describe(OpenAI(endpoint(server, tmp_path), 4), *pairs(12))
-    assert [d.score for d in found] == [1.0] * 12
-    assert found[3].description is not None
-    assert found[3].description.text == "the word volcano3x on one line"
+    described = describe(OpenAI(endpoint(server, tmp_path), 4), *pairs(12))
+    assert [d.score for d in described] == [1.0] * 12
+    assert described[3].description is not None
+    assert described[3].description.text == "the word volcano3x on one line"
     assert len(server.requests) == 24
     assert 1 < server.most_at_once <= 4
     assert set(server.keys) == {f"Bearer {KEY}"}
     assert all(request["model"] == "a-model" for request in server.requests)
 
-    assert describe(OpenAI(endpoint(server, tmp_path), 4), *pairs(12)) == found
+    assert describe(OpenAI(endpoint(server, tmp_path), 4), *pairs(12)) == described
     assert len(server.requests) == 24
 
 
@@ -195,14 +199,61 @@ def test_the_key_is_written_nowhere(server: Server, tmp_path: Path, caplog: pyte
     assert not any(KEY in file.read_text() for file in tmp_path.rglob("*.json"))
 
 
+def test_half_a_surrogate_pair_in_an_answer_stops_nothing(server: Server, tmp_path: Path) -> None:
+    """No table and no page could hold it; what an earlier version put into the cache is read the same way."""
+    half = json.dumps({"description": "half an emoji: \ud83d"})
+    for content in (half, half.replace("\\ud83d", "\ud83d")):
+        server.misbehave = [json.dumps({"choices": [{"message": {"content": content}}]})]
+        cache = tmp_path / str(len(server.requests))
+        for _ in range(2):  # from the server, then from the cache
+            description = OpenAI(endpoint(server, cache), 1).describe(pairs(1)[0][0])
+            assert description.text == "half an emoji: ?"
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"answer": 3}', '{"answer": "not the answer"}'])
+def test_an_answer_in_the_cache_that_cannot_be_read_is_asked_for_again(
+    server: Server, tmp_path: Path, content: str
+) -> None:
+    explainer, evidence = OpenAI(endpoint(server, tmp_path), 1), pairs(1)[0][0]
+    first = explainer.describe(evidence)
+    (file,) = tmp_path.glob("*.json")
+    file.write_text(content)
+    assert explainer.describe(evidence) == first
+    assert len(server.requests) == 2
+
+
+def test_no_variable_but_the_key_decides_what_is_asked(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(openai.__file__).parent
+    text = "".join(file.read_text() for folder in (source, source / "lib") for file in folder.glob("*.py"))
+    variables = set(re.findall(r"\bOPENAI_[A-Z_]+\b", text)) - {"OPENAI_API_KEY", "OPENAI_CUSTOM_HEADERS"}
+    assert {"OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"} <= variables
+    OpenAI(endpoint(server, tmp_path / "a"), 1).describe(pairs(1)[0][0])
+    for name in variables:
+        monkeypatch.setenv(name, "http://127.0.0.1:1/elsewhere")
+    monkeypatch.setenv("OPENAI_API_KEY", "another-key")
+    OpenAI(endpoint(server, tmp_path / "b"), 1).describe(pairs(1)[0][0])
+    assert server.requests[0] == server.requests[1]
+    assert server.headers[0] == server.headers[1]
+
+
+def test_headers_from_the_environment_are_refused(server: Server, tmp_path: Path) -> None:
+    settings = OpenAISettings(url=server.url, model="m")
+    with pytest.raises(UserError, match=r"^OPENAI_CUSTOM_HEADERS: is set.*; unset it$") as caught:
+        Endpoint(settings, tmp_path, {"OPENAI_CUSTOM_HEADERS": "x-model: another\nx-token: secret"})
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "trouble",
     [[429], [500, 503], [1.0], ["not json"], ['{"choices": []}'], ['{"choices": [{"message": {"content": null}}]}']],
 )
 def test_passing_trouble_is_tried_again(server: Server, tmp_path: Path, trouble: list[object]) -> None:
     server.misbehave = list(trouble)
-    (found,) = describe(OpenAI(endpoint(server, tmp_path, timeout=0.5), 1), *pairs(1))
-    assert found.score == 1.0
+    (described,) = describe(OpenAI(endpoint(server, tmp_path, timeout=0.5), 1), *pairs(1))
+    assert described.score == 1.0
     assert len(server.requests) == 2 + len(trouble)
 
 
@@ -235,7 +286,7 @@ def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_an_answer_that_says_nothing_leaves_the_latent_without_description(server: Server, tmp_path: Path) -> None:
     empty = json.dumps({"choices": [{"message": {"content": "I would rather not say."}}]})
     server.misbehave = [empty] * 3
-    assert [found.description for found in describe(OpenAI(endpoint(server, tmp_path), 1), *pairs(1))] == [None]
+    assert [described.description for described in describe(OpenAI(endpoint(server, tmp_path), 1), *pairs(1))] == [None]
     server.misbehave = [empty] * 3
     explainer = OpenAI(endpoint(server, tmp_path), 1)
     with pytest.raises(NoAnswerError):
@@ -250,8 +301,8 @@ def test_the_cost_cap_stops_before_it_is_passed_and_a_rerun_asks_for_the_rest(se
     assert "\n" not in str(caught.value)
     asked = len(server.requests)
     assert 1 <= asked <= 4
-    found = describe(OpenAI(endpoint(server, tmp_path, max_usd=1.0, **prices), 2), *pairs(6))
-    assert [d.score for d in found] == [1.0] * 6
+    described = describe(OpenAI(endpoint(server, tmp_path, max_usd=1.0, **prices), 2), *pairs(6))
+    assert [d.score for d in described] == [1.0] * 6
     assert len(server.requests) == 12
 
 

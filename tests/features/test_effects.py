@@ -15,15 +15,15 @@ def test_promoted_tokens_are_those_whose_logits_the_row_raises(gemma) -> None:
 
     rows = torch.randn(3, 640, generator=torch.Generator().manual_seed(0))
     # The norm's scale is 1 for a residual stream of mean square 1; the row's effect is the derivative there.
-    found = effects_of(rows, unembedding, 5)
+    effects = effects_of(rows, unembedding, 5)
     logits = (rows * (1 + model.model.norm.weight)) @ model.lm_head.weight.T
     named = logits[:, unembedding.named]
     for i in range(3):
         centred = named[i] - named[i].mean()
         best = centred.topk(5)
-        assert found.promoted[i].tolist() == unembedding.named[best.indices].tolist()
-        assert found.promoted_by[i] == pytest.approx(best.values.detach().numpy(), rel=1e-3)
-        assert found.suppressed[i].tolist() == unembedding.named[(-centred).topk(5).indices].tolist()
+        assert effects.promoted[i].tolist() == unembedding.named[best.indices].tolist()
+        assert effects.promoted_by[i] == pytest.approx(best.values.detach().numpy(), rel=1e-3)
+        assert effects.suppressed[i].tolist() == unembedding.named[(-centred).topk(5).indices].tolist()
     assert tokenizer.bos_token_id not in unembedding.named.tolist()
     assert not any("unused" in text for text in tokenizer.convert_ids_to_tokens(unembedding.named.tolist()))
 

@@ -16,7 +16,7 @@ from transcoders.activations.store import CHUNK_ROWS, Store
 from transcoders.core.errors import UserError
 from transcoders.dictionary.config import TranscoderConfig
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.features.blocks import whole_contexts
+from transcoders.features.blocks import complete_contexts
 from transcoders.features.effects import relatives
 from transcoders.features.keep import BINS, Histograms, Keeper
 from transcoders.features.observe import PAD, Observer, observe
@@ -56,7 +56,7 @@ def observer(store: Store) -> Observer:
 
 
 def test_blocks_hold_every_token_once_and_cut_no_context(store: Store) -> None:
-    blocks = list(whole_contexts(store, 10**6, torch.device("cpu")))
+    blocks = list(complete_contexts(store, 10**6, torch.device("cpu")))
     assert len(blocks) > 1
     assert np.concatenate([block.token for block in blocks]).tolist() == list(range(TOKENS))
     for before, after in pairwise(blocks):
@@ -76,9 +76,9 @@ def test_top_contexts_are_the_best_one_of_each_context_of_documents_that_may_be_
     observer: Observer, dense: np.ndarray
 ) -> None:
     context = np.arange(TOKENS) // CONTEXT
-    shown = ~HELD_OUT[context % len(HELD_OUT)]
+    visible = ~HELD_OUT[context % len(HELD_OUT)]
     for latent in range(F):
-        best = [dense[(context == c) & shown, latent].max(initial=0) for c in range(context[-1] + 1)]
+        best = [dense[(context == c) & visible, latent].max(initial=0) for c in range(context[-1] + 1)]
         expected = sorted((value for value in best if value > 0), reverse=True)[: SETTINGS.top]
         slots = observer.top.of(latent)
         np.testing.assert_allclose(observer.top.key[latent][slots], expected, rtol=1e-6)
@@ -157,7 +157,7 @@ def test_parents_fire_with_their_children_and_come_from_earlier_groups(tmp_path:
     assert parents[4].share == [1.0]
     assert parents[5].latent == []
     assert children[0].latent == [4]
-    assert all(not found.latent for found in parents[:4])
+    assert all(not relatives.latent for relatives in parents[:4])
 
 
 @given(arrays(np.int64, st.integers(1, 60), elements=st.integers(0, 3)), st.integers(1, 4), st.integers(0, 99))
@@ -169,8 +169,8 @@ def test_a_keeper_keeps_the_largest_keys_however_they_come(latent: np.ndarray, s
         keeper.file(admitted, number=part[admitted.candidate])
     for owner in range(4):
         slots = keeper.of(owner)
-        own = np.flatnonzero(latent == owner)
-        expected = own[np.argsort(-key[own])][:size]
+        entries = np.flatnonzero(latent == owner)
+        expected = entries[np.argsort(-key[entries])][:size]
         assert keeper.fields["number"][owner][slots].tolist() == expected.tolist()
 
 

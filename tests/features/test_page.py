@@ -17,24 +17,42 @@ MANY = 10_000
 def tables(latents: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Latent i fires on word i; number 7 is made of markup."""
     names = [HOSTILE if i == 7 else f"word{i}" for i in range(latents)]
-    table = pd.DataFrame({
-        "latent": range(latents), "group": [1 + (i >= latents // 2) for i in range(latents)],
-        "density": [(i + 1) / (2 * latents) for i in range(latents)], "firings": 100, "mean": 1.0, "max": 2.0,
-        "bin_width": 0.1, "histogram": [[0, 1, 5, 2] + [0] * 28] * latents,
-        "description": [f"fires on “{name}” (100%)" for name in names], "explainer": "statistics",
-        "score": [None if i == 3 else 0.5 + 0.5 * i / latents for i in range(latents)], "scored_on": 40,
-        "promoted": [[f" {name}", "\n"] for name in names], "promoted_by": [[2.0, 1.0]] * latents,
-        "suppressed": [["no"]] * latents, "suppressed_by": [[-1.0]] * latents,
-        "nearest": [[(i + 1) % latents] for i in range(latents)], "nearest_cosine": [[0.4]] * latents,
-        "parents": [[0] if i >= latents // 2 else [] for i in range(latents)],
-        "parents_share": [[0.8] if i >= latents // 2 else [] for i in range(latents)],
-        "children": [[latents - 1] if i == 0 else [] for i in range(latents)],
-        "children_share": [[0.8] if i == 0 else [] for i in range(latents)],
-    }).astype({"score": float})  # fmt: skip
-    contexts = pd.DataFrame({
-        "latent": range(latents), "kind": "top", "document": 0, "context": 0,
-        "tokens": [["The ", name, " stands"] for name in names], "values": [[0.0, 2.0, 0.0]] * latents,
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "latent": range(latents),
+            "group": [1 + (i >= latents // 2) for i in range(latents)],
+            "density": [(i + 1) / (2 * latents) for i in range(latents)],
+            "firings": 100,
+            "mean": 1.0,
+            "max": 2.0,
+            "bin_width": 0.1,
+            "histogram": [[0, 1, 5, 2] + [0] * 28] * latents,
+            "description": [f"fires on “{name}” (100%)" for name in names],
+            "explainer": "statistics",
+            "score": [None if i == 3 else 0.5 + 0.5 * i / latents for i in range(latents)],
+            "scored_on": 40,
+            "promoted": [[f" {name}", "\n"] for name in names],
+            "promoted_by": [[2.0, 1.0]] * latents,
+            "suppressed": [["no"]] * latents,
+            "suppressed_by": [[-1.0]] * latents,
+            "nearest": [[(i + 1) % latents] for i in range(latents)],
+            "nearest_cosine": [[0.4]] * latents,
+            "parents": [[0] if i >= latents // 2 else [] for i in range(latents)],
+            "parents_share": [[0.8] if i >= latents // 2 else [] for i in range(latents)],
+            "children": [[latents - 1] if i == 0 else [] for i in range(latents)],
+            "children_share": [[0.8] if i == 0 else [] for i in range(latents)],
+        }
+    ).astype({"score": float})
+    contexts = pd.DataFrame(
+        {
+            "latent": range(latents),
+            "kind": "top",
+            "document": 0,
+            "context": 0,
+            "tokens": [["The ", name, " stands"] for name in names],
+            "values": [[0.0, 2.0, 0.0]] * latents,
+        }
+    )
     return table, contexts
 
 
@@ -104,9 +122,9 @@ def test_a_latent_opens_with_its_contexts_effects_and_family(page: Page) -> None
     page.fill("#search", "word9999")
     page.click("#list a")
     page.wait_for_selector("#latent h2")
-    shown = page.inner_text("#latent")
+    text = page.inner_text("#latent")
     for part in ("Latent 9999", "The word9999 stands", "word9999", "cos 0.40", "80 %", "2 of 2", "2 on “word9999”"):
-        assert part in shown
+        assert part in text
     assert page.locator("#latent mark").inner_text() == "word9999"
     assert page.locator("#latent svg rect").count() == 4
     page.click("#latent a[href='#0'] >> nth=-1")

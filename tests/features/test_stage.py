@@ -45,10 +45,10 @@ def test_a_run_that_is_trained_anew_meanwhile_is_not_described(checkout: Path, m
     study = features.study
 
     def retrained_meanwhile(*arguments: object) -> object:
-        found = study(*arguments)  # type: ignore[arg-type]
+        result = study(*arguments)  # type: ignore[arg-type]
         with (RUN.model / WEIGHTS).open("ab") as file:
             file.write(b" ")
-        return found
+        return result
 
     monkeypatch.setattr(features, "study", retrained_meanwhile)
     with pytest.raises(UserError, match=rf"{RUN.model}/{WEIGHTS}: changed while its latents were studied.*run this"):

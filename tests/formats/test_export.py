@@ -25,8 +25,14 @@ HASH = "h" * 64
 def trained(layer=0, **changes):
     """A transcoder whose latents answer to single inputs, in scaled units."""
     config = {"d_in": D, "d_out": D, "d_hidden": F, "k": 4, "input_scale": 2.0, "output_scale": 10.0}
-    provenance = {"layer": layer, "model": "gemma-3-270m", "model_hash": HASH, "hook_in": "blocks.0.mlp.hook_in",
-                  "hook_out": "blocks.0.hook_mlp_out", "train": {"epochs": 3}}  # fmt: skip
+    provenance = {
+        "layer": layer,
+        "model": "gemma-3-270m",
+        "model_hash": HASH,
+        "hook_in": "blocks.0.mlp.hook_in",
+        "hook_out": "blocks.0.hook_mlp_out",
+        "train": {"epochs": 3},
+    }
     model = Transcoder(TranscoderConfig(**(config | {"provenance": provenance} | changes)))
     generator = torch.Generator().manual_seed(layer)
     for name, parameter in model.named_parameters():
@@ -90,14 +96,14 @@ def test_folding_changes_neither_outputs_nor_latents():
 def test_topk_becomes_jumprelu_with_calibrated_thresholds_and_says_what_is_lost(tmp_path, nested):
     model = trained(**nested)
     export([Trained("run", model, samples(), None)], "saelens", tmp_path / "out")
-    said = json.loads((tmp_path / "out/cfg.json").read_text())["metadata"]["fidelity"]
+    metadata = json.loads((tmp_path / "out/cfg.json").read_text())["metadata"]["fidelity"]
     back = load(tmp_path / "out")
     x = next(iter(samples().test())).x
     apart = (back(x) - model(x)).square().sum() / (model(x) - model(x).mean(0)).square().sum()
-    assert said["fvu_of_original_output"] == pytest.approx(float(apart), rel=1e-3)
-    assert said["l0"] == pytest.approx(float(back.forward_with_info(x).l0.mean()), abs=0.01)
-    assert said["exact"] is False
-    assert said["fvu_of_original_output"] < 0.6
+    assert metadata["fvu_of_original_output"] == pytest.approx(float(apart), rel=1e-3)
+    assert metadata["l0"] == pytest.approx(float(back.forward_with_info(x).l0.mean()), abs=0.01)
+    assert metadata["exact"] is False
+    assert metadata["fvu_of_original_output"] < 0.6
     assert f"differs from the trained transcoder's by {apart:.3g}" in (tmp_path / "out/README.md").read_text()
 
 
@@ -110,22 +116,22 @@ def test_nested_topk_has_no_exact_counterpart_in_sparsify(tmp_path):
 def test_a_threshold_is_the_cut_with_the_least_wrong_squares():
     indices = torch.tensor([1, 1, 1, 1, 2, 2])
     values = torch.tensor([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])
-    kept = torch.tensor([True, False, False, True, True, True])
-    found = _best_thresholds(indices, values, kept, 4)
-    assert 2 <= found[1] < 3
-    assert 4.99 < found[2] < 5
-    assert found[0] == found[3] == found.max(), "never chosen: the highest"
+    by_topk = torch.tensor([True, False, False, True, True, True])
+    thresholds = _best_thresholds(indices, values, by_topk, 4)
+    assert 2 <= thresholds[1] < 3
+    assert 4.99 < thresholds[2] < 5
+    assert thresholds[0] == thresholds[3] == thresholds.max(), "never chosen: the highest"
 
 
 def test_calibrating_beats_any_single_threshold():
     model, given = trained(), samples()
-    own = as_thresholded(model, given).fidelity["fvu_of_original_output"]
+    calibrated = as_thresholded(model, given).fidelity["fvu_of_original_output"]
     plain, x = folded(model), next(iter(given.test())).x
     y = plain(x)
     tensors = {name: value.data for name, value in plain.named_parameters()}
     for threshold in torch.linspace(0, 8, 40):
         y_hat = expected(tensors | {"threshold": threshold.expand(F)}, x)
-        assert own < (y_hat - y).square().sum() / (y - y.mean(0)).square().sum()
+        assert calibrated < (y_hat - y).square().sum() / (y - y.mean(0)).square().sum()
 
 
 @pytest.mark.parametrize(
@@ -139,7 +145,7 @@ def test_calibrating_beats_any_single_threshold():
         ([trained(encoder="relu"), trained(encoder="relu")], "circuit-tracer", r"named twice"),
         ([trained(encoder="relu"), trained(1, encoder="relu", d_hidden=20)], "circuit-tracer", r"one d_hidden .*40"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path, runs, target, message):
     with pytest.raises(UserError, match=message):
         export([Trained(f"run-{i}", model, None, None) for i, model in enumerate(runs)], target, tmp_path / "out")
@@ -158,9 +164,13 @@ def test_the_command_reads_runs_activations_and_metrics(tmp_path):
     def run(*arguments, status=0):
         env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HF_TOKEN": ""}
         done = subprocess.run(
-            [sys.executable, "-m", "transcoders", "export", *arguments], cwd=tmp_path, env=env,
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            [sys.executable, "-m", "transcoders", "export", *arguments],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == status, done.stderr
         return done.stderr
 

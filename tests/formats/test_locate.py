@@ -81,10 +81,13 @@ def hub(tmp_path):
 
     def load(reference, **environment):
         env = os.environ | {
-            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "no_proxy": "127.0.0.1",
-        }  # fmt: skip
+        }
         return subprocess.run(
             [sys.executable, "-c", LOAD, reference], env=env | environment, capture_output=True, text=True, check=False
         )

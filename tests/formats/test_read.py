@@ -26,11 +26,11 @@ def test_gemma_scope_2_is_read_with_and_without_its_config(tmp_path, skip, confi
     model = load(folder)
     assert torch.allclose(model(X), expected(t, X), atol=1e-5)
     assert (model.config.input_scale, model.config.output_scale) == (1, 1)
-    said = model.config.provenance
-    assert said["layer"] == 9
-    assert said["model"] == "google/gemma-3-270m"
-    assert said["hf_hook_in"] == "model.layers.9.pre_feedforward_layernorm.output"
-    assert said["hf_hook_out"] == "model.layers.9.post_feedforward_layernorm.output"
+    provenance = model.config.provenance
+    assert provenance["layer"] == 9
+    assert provenance["model"] == "google/gemma-3-270m"
+    assert provenance["hf_hook_in"] == "model.layers.9.pre_feedforward_layernorm.output"
+    assert provenance["hf_hook_out"] == "model.layers.9.post_feedforward_layernorm.output"
     assert torch.equal(load(folder / "params.safetensors")(X), model(X)), "the file itself may be named"
 
 
@@ -38,9 +38,9 @@ def test_gemma_scope_is_read_and_says_that_its_input_has_no_gain(tmp_path):
     t = raw()
     model = load(foreign.gemma_scope(tmp_path, t))
     assert torch.allclose(model(X), expected(t, X), atol=1e-5)
-    said = model.config.provenance
-    assert (said["layer"], said["model"], model.config.k) == (3, "google/gemma-2-2b", 8)
-    assert said["gain_applied"] is False
+    provenance = model.config.provenance
+    assert (provenance["layer"], provenance["model"], model.config.k) == (3, "google/gemma-2-2b", 8)
+    assert provenance["gain_applied"] is False
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -102,14 +102,19 @@ print(status("VmHWM") - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's memory counters")
 def test_a_wide_file_is_read_within_its_own_size_and_a_tenth(tmp_path):
-    wide = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in {
-        "W_enc": (131072, 640), "W_dec": (131072, 640), "b_enc": (131072,), "b_dec": (640,), "threshold": (131072,)
-    }.items()}  # fmt: skip
+    wide = {
+        name: torch.zeros(shape, dtype=torch.bfloat16)
+        for name, shape in {
+            "W_enc": (131072, 640),
+            "W_dec": (131072, 640),
+            "b_enc": (131072,),
+            "b_dec": (640,),
+            "threshold": (131072,),
+        }.items()
+    }
     folder = foreign.gemma_scope_2(tmp_path / "wide", wide)
     small = foreign.gemma_scope_2(tmp_path / "small", raw())
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, folder, small], capture_output=True, text=True, check=False
-    )  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", MEASURE, folder, small], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     size = (folder / "params.safetensors").stat().st_size
     assert size > 300e6
@@ -140,6 +145,10 @@ def changed(file, change):
         (lambda t: t.update(b_enc=torch.ones(40, 1)), r"b_enc is \[40, 1\], expected one dimension"),
         (lambda t: t.update(w_dec=torch.ones(40, 2, 12)), r"w_dec is \[40, 2, 12\], expected \[40, 12\]"),
         (lambda t: t.update(b_dec=torch.ones(12).int()), r"holds numbers of type I32"),
+        (
+            lambda t: t.update(b_enc=t["b_enc"].double()),
+            r"holds tensors of float32, float64 side by side; save all of them in one",
+        ),
     ],
 )
 def test_wrong_tensors_are_refused_in_one_line(tmp_path, change, message):
@@ -171,10 +180,44 @@ def refused(path, message):
         (lambda p: foreign.sparsify(p, raw(threshold=False), activation="relu"), r"activation is 'relu'; known: topk"),
         (lambda p: foreign.sparsify(p, raw(threshold=False), k=None), r"k is None"),
         (lambda p: foreign.sparsify(p, raw(threshold=False), d_in=640), r"d_in = 640, sae\.safetensors 12"),
+        (lambda p: foreign.sparsify(p, raw(threshold=False), num_latents=41), r"num_latents = 41, sae\.safetensors 4"),
+        (lambda p: foreign.sparsify(p, raw(threshold=False), signed=True), r"cfg\.json: signed is True, expected"),
+        (lambda p: foreign.sparsify(p, raw(threshold=False), rotate=1), r"cfg\.json: 'rotate' is no setting"),
+        (lambda p: foreign.saelens(p, raw(), activation_fn="tanh-relu"), r"activation_fn is 'tanh-relu', expected"),
+        (lambda p: foreign.saelens(p, raw(), input_shift=2.0), r"cfg\.json: 'input_shift' is no setting"),
+        (lambda p: foreign.gemma_scope_2(p, raw(), temperature=2), r"config\.json: 'temperature' is no setting"),
     ],
-)  # fmt: skip
+)
 def test_contradicting_settings_are_refused_in_one_line(tmp_path, make, message):
     refused(make(tmp_path), message)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "layer"),
+    [
+        ("l0.safetensors", "transcoders: [l0.safetensors, l1.safetensors]\n", 0),
+        ("last.safetensors", "transcoders: ['hf://someone/else', 'hf://org/repo/last.safetensors']\n", 1),
+        ("layer_1.safetensors", "", 1),
+        ("l0.safetensors", "", r"l0\.safetensors: the layers .* say: none; name it layer_<i>"),
+        ("layer_2.safetensors", "transcoders: [layer_2.safetensors]\n", r"say: 0 and 2; name it layer_<i>"),
+        ("same.safetensors", "transcoders: [a/same.safetensors, b/same.safetensors]\n", r"say: 0 and 1; name it"),
+        ("layer_0.safetensors", "transcoders: layer_0.safetensors\n", r"transcoders is no list"),
+        ("layer_0.safetensors", "model_kind: cross_layer_transcoder\n", r"model_kind is 'cross_layer_transcoder', exp"),
+        ("layer_0.safetensors", "gain: 2\n", r"config\.yaml: 'gain' is no setting that is known"),
+    ],
+)
+def test_the_layer_of_a_file_in_a_set_is_known_or_asked_for(tmp_path, name, config, layer):
+    folder = foreign.circuit_tracer(tmp_path, [raw()])
+    (folder / "layer_0.safetensors").rename(folder / name)
+    provenance = (folder / "config.yaml").read_text()
+    if config.startswith("model_kind"):
+        provenance = provenance.replace("model_kind: transcoder_set\n", "")
+    (folder / "config.yaml").write_text(provenance + config)
+    refused(folder, rf"is a set of many layers; name one of its files, such as \S+/{name}")
+    if isinstance(layer, int):
+        assert load(folder / name).config.provenance["layer"] == layer
+    else:
+        refused(folder / name, layer)
 
 
 def test_an_autoencoder_of_gemma_scope_is_refused(tmp_path):
@@ -188,9 +231,9 @@ def test_an_autoencoder_of_gemma_scope_is_refused(tmp_path):
 def test_truncated_files_are_refused(tmp_path):
     second, first = foreign.gemma_scope_2(tmp_path, raw()), foreign.gemma_scope(tmp_path, raw())
     for file in (second / "params.safetensors", first / "params.npz"):
-        whole = file.read_bytes()
-        for size in (0, 5, 100, len(whole) - 200):
-            file.write_bytes(whole[:size])
+        content = file.read_bytes()
+        for size in (0, 5, 100, len(content) - 200):
+            file.write_bytes(content[:size])
             refused(file.parent, r"not (whole safetensors|a whole npz file).*; delete it and download it again")
     (second / "config.json").write_text('{"architecture": ')
     (second / "params.safetensors").unlink()

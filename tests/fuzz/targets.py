@@ -41,9 +41,11 @@ def _of(write: Callable[..., Path], name: str, skip: bool = True, **kwargs: obje
 
 def _ours(name: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
-        Transcoder(TranscoderConfig(
-            d_in=3, d_out=3, d_hidden=4, k=2, prefixes=(2, 4), prefix_k=(1, 2), provenance={"layer": 1}
-        )).save(folder)  # fmt: skip
+        Transcoder(
+            TranscoderConfig(
+                d_in=3, d_out=3, d_hidden=4, k=2, prefixes=(2, 4), prefix_k=(1, 2), provenance={"layer": 1}
+            )
+        ).save(folder)
         return folder / name
 
     return make
@@ -88,8 +90,9 @@ TARGETS = {
     "gemma_scope_2_config": Target(_of(foreign.gemma_scope_2, "config.json"), _transcoder),
     "saelens_weights": Target(_of(foreign.saelens, "sae_weights.safetensors"), _transcoder),
     "saelens_config": Target(_of(foreign.saelens, "cfg.json"), _transcoder),
-    "sparsify_weights": Target(_of(lambda f, t: foreign.sparsify(f, t, k=2), "sae.safetensors", threshold=False),
-                               _transcoder),
+    "sparsify_weights": Target(
+        _of(lambda f, t: foreign.sparsify(f, t, k=2), "sae.safetensors", threshold=False), _transcoder
+    ),
     "sparsify_config": Target(_of(lambda f, t: foreign.sparsify(f, t, k=2), "cfg.json", threshold=False), _transcoder),
     "circuit_tracer_weights": Target(_set("layer_0.safetensors"), _layer),
     "circuit_tracer_config": Target(_set("config.yaml"), _layer),
@@ -98,9 +101,9 @@ TARGETS = {
     "text_txt": Target(_file("t.txt", "one\ntwo\n\nthree\n"), _text),
     "text_jsonl": Target(_file("t.jsonl", "".join(json.dumps({"text": t}) + "\n" for t in ("one", "two"))), _text),
     "text_parquet": Target(_parquet, _text),
-    "prompts": Target(_file("p.yaml", "- {name: a, task: t, text: x y, answer: \" z\", foil: \" w\"}\n"), read_prompts),
+    "prompts": Target(_file("p.yaml", '- {name: a, task: t, text: x y, answer: " z", foil: " w"}\n'), read_prompts),
     "params": Target(_file("params.yaml", (ROOT / "params.yaml").read_text()), AllParams.read),
-}  # fmt: skip
+}
 
 
 @contextmanager

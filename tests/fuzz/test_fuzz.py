@@ -22,11 +22,31 @@ from transcoders.training.checkpoint import CheckpointFile
 from transcoders.training.sharing import HERE
 
 PIECES = (
-    b"", b"\0", b"\xff", b"-1", b"0", b"99999999999999999999", b"1e999", b"NaN", b"null", b"[]", b"{}", b'""',
-    b"true", b"!!python/object/apply:os.system ['true']", b"&a [*a]", b"\xe2\x80\xa8", b"\xed\xa0\x80",
-    b"[" * 1000, b"{a: " * 500,
-    struct.pack("<Q", 2**63), struct.pack("<Q", 2**40), b"2001-99-99", b"\r", b"\n",
-)  # fmt: skip
+    b"",
+    b"\0",
+    b"\xff",
+    b"-1",
+    b"0",
+    b"99999999999999999999",
+    b"1e999",
+    b"NaN",
+    b"null",
+    b"[]",
+    b"{}",
+    b'""',
+    b"true",
+    b"!!python/object/apply:os.system ['true']",
+    b"&a [*a]",
+    b"\xe2\x80\xa8",
+    b"\xed\xa0\x80",
+    b"[" * 1000,
+    b"{a: " * 500,
+    struct.pack("<Q", 2**63),
+    struct.pack("<Q", 2**40),
+    b"2001-99-99",
+    b"\r",
+    b"\n",
+)
 
 
 VALUES = (None, True, -1, 0, 5, 10**30, 1.5, float("nan"), "", "x", "layers.99.", [], [1], [[]], {}, {"a": [1]})
@@ -104,9 +124,11 @@ def bombs(trace: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(archive, "w") as inner:
         inner.writestr("W_enc.npy", numpy_file.getvalue())
     return {
-        "pickle": pickle.dumps(Bomb(trace)), "torch": torch_file.getvalue(), "npz": archive.getvalue(),
+        "pickle": pickle.dumps(Bomb(trace)),
+        "torch": torch_file.getvalue(),
+        "npz": archive.getvalue(),
         "yaml": f"model_name: !!python/object/apply:os.mkdir ['{trace}']\n".encode(),
-    }  # fmt: skip
+    }
 
 
 TRUSTING = {
@@ -151,10 +173,12 @@ def lying_safetensors(shape: tuple[int, ...], *, consistent: bool) -> bytes:
     """Tensors that are said to be of this shape; ``consistent``: at offsets that would fit it."""
     size = 4 * int(np.prod(shape, dtype=object)) if consistent else 64
     names = ("w_enc", "w_dec", "b_enc", "b_dec", "threshold")
-    header = json.dumps({
-        name: {"dtype": "F32", "shape": shape, "data_offsets": [i * size, (i + 1) * size]}
-        for i, name in enumerate(names)
-    }).encode()  # fmt: skip
+    header = json.dumps(
+        {
+            name: {"dtype": "F32", "shape": shape, "data_offsets": [i * size, (i + 1) * size]}
+            for i, name in enumerate(names)
+        }
+    ).encode()
     return struct.pack("<Q", len(header)) + header + bytes(64 * 5)
 
 

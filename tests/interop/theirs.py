@@ -108,17 +108,28 @@ def attribute(folder, x):
     torch.manual_seed(0)
     transcoders = _transcoder_set(folder)
     config = HookedTransformerConfig(
-        n_layers=len(transcoders), d_model=x.shape[1], n_ctx=16, d_head=4, n_heads=3, d_mlp=24, d_vocab=30,
-        act_fn="gelu", normalization_type="RMS", model_name="tiny", tokenizer_prepends_bos=True,
-    )  # fmt: skip
+        n_layers=len(transcoders),
+        d_model=x.shape[1],
+        n_ctx=16,
+        d_head=4,
+        n_heads=3,
+        d_mlp=24,
+        d_vocab=30,
+        act_fn="gelu",
+        normalization_type="RMS",
+        model_name="tiny",
+        tokenizer_prepends_bos=True,
+    )
     model = TransformerLensReplacementModel.from_config(config, transcoders)
     model.tokenizer = Tokenizer()
     graph = attribute(torch.arange(1, 7), model, max_n_logits=3)
     kept = prune_graph(graph).node_mask
     return {
-        "adjacency": graph.adjacency_matrix, "features": graph.active_features, "activations": graph.activation_values,
+        "adjacency": graph.adjacency_matrix,
+        "features": graph.active_features,
+        "activations": graph.activation_values,
         "kept": kept.float(),
-    }  # fmt: skip
+    }
 
 
 class Tokenizer:

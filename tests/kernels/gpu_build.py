@@ -23,13 +23,14 @@ TYPES = {
     **dict.fromkeys(("splits", "indices", "offsets", "order", "rows", "schedule", "starts", "counts"), "*i64"),
     **dict.fromkeys(("d_hidden", "begin", "stop", "k", "first", "k_all", "latents", "tokens", "d", "nnz"), "i32"),
     **dict.fromkeys(("beta1", "beta2", "rate", "correction", "eps"), "fp32"),
-    "found_ids": "*i32", "numel": "i32",
-}  # fmt: skip
+    "scratch": "*i32",
+    "numel": "i32",
+}
 FLOATS = "*fp32"
 """All other arguments."""
 # d = 2304, k = 64: what `cuda` chooses there
 PROGRAMS: list[tuple[Any, dict[str, int], int]] = [
-    (triton_kernels.select_topk, {"TILE": 2048, "CAP": 256}, 4),
+    (triton_kernels.select_topk, {"TILE": 2048, "LANES": 128, "CAP": 256, "CHUNK": 2048}, 4),
     (triton_kernels.keep_largest, {"TILE": 8192}, 8),
     (triton_kernels.count_above, {"TILE": 2048}, 4),
     (triton_kernels.fill_above, {"TILE": 2048}, 4),

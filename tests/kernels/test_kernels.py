@@ -112,6 +112,23 @@ def test_ties_go_to_the_lower_id(backend: str) -> None:
     assert encode("topk", w, 3, backend).indices.tolist() == [0, 1, 500] * 2
 
 
+@pytest.mark.parametrize("equal", [0, 100, 320, 2**17])
+def test_selection_searches_the_row_where_too_many_values_reach_the_bound(equal: int) -> None:
+    """What reaches the bound goes to a buffer of fixed size; equal values in few or in all blocks overflow it."""
+    d_hidden, k, block = 2**17, 4, 2048
+    w = Weights(tokens=2, d=3, d_hidden=d_hidden, seed=21, backend="triton")
+    ids = torch.arange(d_hidden)
+    strided = ids.view(-1, block).T.flatten()[:equal]  # the first latents of as few blocks as hold them
+    with torch.no_grad():
+        w.W_enc.zero_(), w.b_enc.copy_(-1 - ids / d_hidden), w.b_enc[strided].fill_(1.0), w.b_enc[5].fill_(2.0)
+        w.b_enc[-2:].fill_(1.5)
+    ours, expected = (encode("topk", w, k, backend) for backend in ("triton", "reference"))
+    first_equal = min(set(strided.tolist()) - {5}, default=None)
+    assert torch.equal(ours.dense(), expected.dense())
+    if first_equal is not None:
+        assert ours.indices.tolist() == sorted({5, first_equal, d_hidden - 2, d_hidden - 1}) * 2
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_nan_does_not_break_the_selection(backend: str) -> None:
     w = Weights(tokens=2, d=3, d_hidden=100, seed=8, backend=backend)
@@ -183,14 +200,12 @@ def test_each_group_chooses_its_own_largest(backend: str, small_chunks: bool, mo
         monkeypatch.setattr(cuda, "_CHUNK_BYTES", 0)
         monkeypatch.setattr(cuda, "_LEAST_ROWS", 5)
     w = Weights(tokens=150 if backend == "cpu" else 7, d=5, d_hidden=40, seed=16, backend=backend)
-    watched = torch.tensor([1, 6, 39], device=w.device)
 
     def outcome(which: str) -> list[Tensor]:
         with kernels.using(which):
-            latents = kernels.topk_encode(w.x, w.W_enc, w.b_enc, GROUPS, watched)
-        assert latents.watched is not None
+            latents = kernels.topk_encode(w.x, w.W_enc, w.b_enc, GROUPS)
         grads = torch.autograd.grad((latents.dense() * w.y.sum(1, keepdim=True)).sum(), w.leaves[:3])
-        return [latents.dense(), latents.watched, *grads]
+        return [latents.dense(), *grads]
 
     for ours, theirs in zip(outcome(backend), outcome("reference"), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -221,8 +236,8 @@ def test_all_but_the_largest_become_zero(rows: int, latents: int, seed: int, dat
 
 
 def test_equal_values_are_kept_as_often_as_k_says() -> None:
-    for module in (cpu, cuda):
-        ties = torch.ones(2, 50, device=DEVICE if module is cuda else "cpu")
+    for module, dtype in ((cpu, torch.float32), (cpu, torch.bfloat16), (cuda, torch.float32)):
+        ties = torch.ones(2, 50, dtype=dtype, device=DEVICE if module is cuda else "cpu")
         module.keep_largest_(ties, 7)
         assert ties.tolist() == [[1.0] * 7 + [0.0] * 43] * 2
 
@@ -280,8 +295,7 @@ def test_auxk_equals_a_naive_one_and_touches_dead_rows_only(
 
     def gradients(which: str, k_aux: int) -> list[Tensor]:
         with kernels.using(which):
-            known = None if k_aux == 2 else kernels.topk_encode(w.x, w.W_enc, w.b_enc, 3, dead).watched
-            loss = kernels.auxk(w.x, w.y, w.W_enc, w.b_enc, w.W_dec, dead, k_aux, watched=known)
+            loss = kernels.auxk(w.x, w.y, w.W_enc, w.b_enc, w.W_dec, dead, k_aux)
         return [loss, *(grad.to_dense() for grad in torch.autograd.grad(loss, w.leaves))]
 
     monkeypatch.setattr(auxiliary, "_DENSE_SHARE", dense_share)
@@ -303,11 +317,9 @@ def test_auxk_in_bfloat16_is_near_that_in_float32(backend: str) -> None:
 
     def gradients(x: Tensor) -> list[Tensor]:
         with kernels.using(backend):
-            loss = kernels.auxk(x, w.y, w.W_enc, w.b_enc, w.W_dec, dead, 9, watched=known)
+            loss = kernels.auxk(x, w.y, w.W_enc, w.b_enc, w.W_dec, dead, 9)
         return [loss, *(grad.to_dense() for grad in torch.autograd.grad(loss, w.leaves[1:]))]
 
-    with kernels.using(backend):
-        known = kernels.topk_encode(w.x, w.W_enc, w.b_enc, 5, dead).watched
     for narrow, wide in zip(gradients(w.x.detach().bfloat16()), gradients(w.x.detach()), strict=True):
         assert narrow.dtype == torch.float32
         assert (narrow - wide).norm() < 0.02 * wide.norm()

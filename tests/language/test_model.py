@@ -17,6 +17,7 @@ def test_the_packaged_model_is_the_one_whose_hash_is_known(gemma):
     provenance = json.loads((gemma / "provenance.json").read_text())
     assert provenance["gguf_sha256"] == HASH_OF_PACKAGE
     assert model_hash(gemma) == sha256_of(gemma / "model.safetensors")
+    assert gemma.joinpath("model.safetensors").stat().st_mode == gemma.joinpath("config.json").stat().st_mode
     assert load_tokenizer(gemma).bos_token_id == 2
 
 

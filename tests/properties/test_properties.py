@@ -35,9 +35,14 @@ REPEATABLE = settings(derandomize=True, deadline=None, max_examples=30, suppress
 CPU = torch.device("cpu")
 PARAMETERS = YAML(typ="safe").load(ROOT / "params.yaml")
 OTHERS: dict[type, tuple[Any, ...]] = {
-    bool: ("yes", 2, [], None), int: ("1", 1.5, [1], True), float: ("0.1", [0.1], {}), str: (1, True, ["x"], {}),
-    list: ("x", 1, {"a": 1}), dict: ("x", 1, [1]), type(None): ([], {}),
-}  # fmt: skip
+    bool: ("yes", 2, [], None),
+    int: ("1", 1.5, [1], True),
+    float: ("0.1", [0.1], {}),
+    str: (1, True, ["x"], {}),
+    list: ("x", 1, {"a": 1}),
+    dict: ("x", 1, [1]),
+    type(None): ([], {}),
+}
 """Of each type, values that are of another."""
 
 
@@ -59,9 +64,12 @@ def put(content: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 @given(
-    rows=st.integers(1, 300), width=st.integers(1, 6), dtype=st.sampled_from(list(store.DTYPES)),
-    seed=st.integers(0, 99), ends=st.tuples(st.integers(0, 320), st.integers(0, 320)),
-)  # fmt: skip
+    rows=st.integers(1, 300),
+    width=st.integers(1, 6),
+    dtype=st.sampled_from(list(store.DTYPES)),
+    seed=st.integers(0, 99),
+    ends=st.tuples(st.integers(0, 320), st.integers(0, 320)),
+)
 @example(rows=4097, width=2, dtype="bfloat16", seed=0, ends=(4095, 4097))
 @settings(REPEATABLE, max_examples=15)
 def test_a_store_gives_back_what_was_put_in(
@@ -121,9 +129,12 @@ def rows_of_12_000(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @given(
-    chosen=st.sets(st.integers(0, 239), min_size=40), batch=st.integers(100, 700), seed=st.integers(0, 99),
-    buffer=st.sampled_from([1, 5000, 10**6]), first=st.integers(0, 60),
-)  # fmt: skip
+    chosen=st.sets(st.integers(0, 239), min_size=40),
+    batch=st.integers(100, 700),
+    seed=st.integers(0, 99),
+    buffer=st.sampled_from([1, 5000, 10**6]),
+    first=st.integers(0, 60),
+)
 @settings(REPEATABLE, max_examples=20)
 def test_an_epoch_is_a_permutation_and_resuming_gives_the_tail(
     rows_of_12_000: Store, chosen: set[int], batch: int, seed: int, buffer: int, first: int
@@ -174,9 +185,12 @@ def test_unknown_parameters_are_refused_wherever_they_stand(path: tuple[Any, ...
 
 
 @given(
-    st.integers(1, 64), st.integers(64, 10**5), st.floats(1e-6, 1.0), st.integers(0, 2**31),
+    st.integers(1, 64),
+    st.integers(64, 10**5),
+    st.floats(1e-6, 1.0),
+    st.integers(0, 2**31),
     st.lists(st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,9}", fullmatch=True), min_size=1, max_size=4, unique=True),
-)  # fmt: skip
+)
 @REPEATABLE
 def test_valid_parameters_survive_a_round_trip(k: int, d_hidden: int, rate: float, seed: int, names: list[str]) -> None:
     content = copy.deepcopy(PARAMETERS)
@@ -198,10 +212,19 @@ def test_a_variant_is_named_by_what_is_safe_in_paths_commands_and_pages(name: st
 
 
 def model(encoder: str, d: int, d_hidden: int, k: int, skip: bool, seed: int) -> Transcoder:
-    made = Transcoder(TranscoderConfig(
-        encoder=encoder, d_in=d, d_out=d, d_hidden=d_hidden, k=k, skip=skip, input_scale=1.5, output_scale=0.5,
-        provenance={"layer": 0, "model": "m"},
-    ))  # fmt: skip
+    made = Transcoder(
+        TranscoderConfig(
+            encoder=encoder,
+            d_in=d,
+            d_out=d,
+            d_hidden=d_hidden,
+            k=k,
+            skip=skip,
+            input_scale=1.5,
+            output_scale=0.5,
+            provenance={"layer": 0, "model": "m"},
+        )
+    )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in made.named_parameters():
@@ -212,9 +235,13 @@ def model(encoder: str, d: int, d_hidden: int, k: int, skip: bool, seed: int) ->
 
 
 @given(
-    st.sampled_from(["ours", "saelens", "sparsify", "circuit-tracer"]), st.integers(1, 9), st.integers(1, 20),
-    st.booleans(), st.integers(0, 9), st.data(),
-)  # fmt: skip
+    st.sampled_from(["ours", "saelens", "sparsify", "circuit-tracer"]),
+    st.integers(1, 9),
+    st.integers(1, 20),
+    st.booleans(),
+    st.integers(0, 9),
+    st.data(),
+)
 @REPEATABLE
 def test_what_a_format_writes_it_reads_back(
     target: str, d: int, d_hidden: int, skip: bool, seed: int, data: st.DataObject

@@ -33,9 +33,14 @@ def checkout(gemma, tmp_path_factory):
     """A folder as the earlier stages leave it, and the stage run in it."""
     root = tmp_path_factory.mktemp("circuits")
     params = changed(
-        circuits__seeds=[0], circuits__loss_tokens=40, circuits__max_latents=60, collect__layers=[4, 12],
-        runs__layers=[4, 12], runs__variants=VARIANTS, evaluate__bootstrap=20,
-    )  # fmt: skip
+        circuits__seeds=[0],
+        circuits__loss_tokens=40,
+        circuits__max_latents=60,
+        collect__layers=[4, 12],
+        runs__layers=[4, 12],
+        runs__variants=VARIANTS,
+        evaluate__bootstrap=20,
+    )
     YAML().dump(params, root / "params.yaml")
     (root / "inputs/prompts").mkdir(parents=True)
     YAML().dump(PROMPTS, root / "inputs/prompts/circuits.yaml")

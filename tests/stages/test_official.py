@@ -4,8 +4,9 @@ from transcoders.formats.references import layer_of, names_of
 def test_a_reference_may_say_its_layer():
     assert layer_of("models/theirs@9") == ("models/theirs", 9)
     assert layer_of("google/gemma-scope-2-270m-pt:transcoder_all/layer_9") == (
-        "google/gemma-scope-2-270m-pt:transcoder_all/layer_9", None
-    )  # fmt: skip
+        "google/gemma-scope-2-270m-pt:transcoder_all/layer_9",
+        None,
+    )
     assert layer_of("me@home/theirs") == ("me@home/theirs", None)
 
 

@@ -54,10 +54,19 @@ def test_a_mistake_is_one_line_that_names_the_key(changes, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("url", ["s3://key:secret@bucket/x", "https://host/x?signature=secret"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://key:secret@bucket/x",
+        "https://host/x?signature=secret",
+        "https://secret@host/v1",
+        "HTTP://key:secret@host/v1",
+        "http://host/v1#secret",
+    ],
+)
 def test_urls_with_secrets_are_refused_and_not_shown(url):
-    for changes in ({"collect__url": url}, {"compare__official": [url]}):
-        with pytest.raises(UserError, match="a URL must hold no password and no query") as error:
+    for changes in ({"collect__url": url}, {"compare__official": [url]}, {"features__describe__openai__url": url}):
+        with pytest.raises(UserError, match="a URL must hold no password, no token and no query") as error:
             AllParams.parse(changed(**changes), "params.yaml")
         assert "secret" not in str(error.value)
 

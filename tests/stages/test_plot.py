@@ -69,11 +69,20 @@ def comparison() -> pd.DataFrame:
 
 def groups(nested: bool) -> pd.DataFrame:
     stops = [640, 5120] if nested else [5120]
-    return pd.DataFrame({
-        "group": range(1, len(stops) + 1), "start": [0, *stops[:-1]], "stop": stops, "k": 16, "l0": 16.0,
-        "fvu": np.linspace(0.5, 0.25, len(stops)), "loss_recovered": 0.7, "group_dead_fraction": 0.02,
-        "mean_max_cosine_earlier": 0.3, "novel_fraction": 0.9,
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "group": range(1, len(stops) + 1),
+            "start": [0, *stops[:-1]],
+            "stop": stops,
+            "k": 16,
+            "l0": 16.0,
+            "fvu": np.linspace(0.5, 0.25, len(stops)),
+            "loss_recovered": 0.7,
+            "group_dead_fraction": 0.02,
+            "mean_max_cosine_earlier": 0.3,
+            "novel_fraction": 0.9,
+        }
+    )
 
 
 def overlap(nested: bool) -> pd.DataFrame:

@@ -38,9 +38,14 @@ def checkout(tmp_path, monkeypatch, gemma):
     (tmp_path / "inputs/text/text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     params = YAML().load(ROOT / "params.yaml")
     params["collect"] |= {
-        "layers": [2], "tokens": 1500, "context_length": 64, "dtype": "int8", "codec": "zstd", "outputs": "recomputed",
+        "layers": [2],
+        "tokens": 1500,
+        "context_length": 64,
+        "dtype": "int8",
+        "codec": "zstd",
+        "outputs": "recomputed",
         "text": {"source": "file", "path": "inputs/text/text.jsonl", "column": "text"},
-    }  # fmt: skip
+    }
     params["split"] |= {"validation": 0.2, "test": 0.2}
     params["runs"] |= {"layers": [2]}
     params["train"] |= {"d_hidden": 64, "k": 4, "epochs": 1, "batch_size": 200, "precision": "float32"}

@@ -22,8 +22,9 @@ def test_training_does_not_grow_and_a_leak_would_be_seen(planted: Store, tmp_pat
     done = subprocess.run(
         [sys.executable, str(HERE / "growth_job.py"), str(planted.path), str(tmp_path), str(steps)],
         env=os.environ | {"PYTHONPATH": f"{HERE.parents[1]}{os.pathsep}{HERE.parent}"},
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
     assert abs(found["none"]["held"]) < MOST_HELD, found

@@ -116,10 +116,18 @@ def test_short_memory_halves_the_micro_batch_and_nothing_else(planted, tmp_path,
 
 def small(variant, dtype=torch.float64, d_hidden=32, k=8):
     torch.manual_seed(0)
-    model = Transcoder(TranscoderConfig(
-        encoder=variant.encoder, skip=variant.skip, d_in=12, d_out=12, d_hidden=d_hidden, k=k,
-        prefixes=variant.sizes(d_hidden), prefix_k=variant.ks(k),
-    )).to(dtype)  # fmt: skip
+    model = Transcoder(
+        TranscoderConfig(
+            encoder=variant.encoder,
+            skip=variant.skip,
+            d_in=12,
+            d_out=12,
+            d_hidden=d_hidden,
+            k=k,
+            prefixes=variant.sizes(d_hidden),
+            prefix_k=variant.ks(k),
+        )
+    ).to(dtype)
     for name, parameter in model.named_parameters():
         parameter.data.copy_(torch.rand_like(parameter) * 0.3 if name == "threshold" else torch.randn_like(parameter))
     return model, torch.randn(40, 12, dtype=dtype), torch.randn(40, 12, dtype=dtype)
@@ -248,8 +256,11 @@ def test_phases_share_the_steps_out():
     config = TranscoderConfig(d_in=4, d_out=4, d_hidden=64, k=8, prefixes=(16, 32, 64), prefix_k=(4, 6, 8))
     plans = phase_plans(config, variant, 1000)
     assert [(s.first_step, s.steps, s.new, s.stop, s.frozen) for s in plans] == [
-        (0, 450, 0, 16, False), (450, 270, 16, 32, True), (720, 180, 32, 64, True), (900, 100, 0, 64, False),
-    ]  # fmt: skip
+        (0, 450, 0, 16, False),
+        (450, 270, 16, 32, True),
+        (720, 180, 32, 64, True),
+        (900, 100, 0, 64, False),
+    ]
     with pytest.raises(ValueError, match="has no step"):
         phase_plans(config, variant, 3)
 
@@ -263,15 +274,18 @@ def test_a_phase_starts_again_with_a_small_rate_and_fresh_moments(planted, tmp_p
         assert rates[-1] < 0.3 * rates[5]
 
 
-@pytest.mark.parametrize(("mistake", "message"), [
-    ({"prefixes": (0.5, 0.25, 1), "prefix_k": (0.2, 0.5, 1)}, "must ascend and end with 1"),
-    ({"prefixes": (0.25, 0.5)}, "must ascend and end with 1"),
-    ({"prefixes": (0.5, 1)}, "prefix_k: give a share of k for each of the 2 prefixes"),
-    ({**NESTED, "prefix_k": (0.5, 1)}, "has 2 numbers for 3 prefixes"),
-    ({"training": "progressive"}, "need prefixes"),
-    ({**PROGRESSIVE, "phase_fractions": (0.5, 0.4, 0.3)}, "add up to 1.2"),
-    ({**NESTED, "orthogonality": "projection"}, "projection needs progressive training"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ({"prefixes": (0.5, 0.25, 1), "prefix_k": (0.2, 0.5, 1)}, "must ascend and end with 1"),
+        ({"prefixes": (0.25, 0.5)}, "must ascend and end with 1"),
+        ({"prefixes": (0.5, 1)}, "prefix_k: give a share of k for each of the 2 prefixes"),
+        ({**NESTED, "prefix_k": (0.5, 1)}, "has 2 numbers for 3 prefixes"),
+        ({"training": "progressive"}, "need prefixes"),
+        ({**PROGRESSIVE, "phase_fractions": (0.5, 0.4, 0.3)}, "add up to 1.2"),
+        ({**NESTED, "orthogonality": "projection"}, "projection needs progressive training"),
+    ],
+)
 def test_contradictions_in_a_variant_are_told(mistake, message):
     with pytest.raises(ValueError, match=message):
         VariantSettings(**mistake)

@@ -167,6 +167,8 @@ def readable_letters(probes: Probes, settings: AbsorptionSettings) -> list[int]:
     """
     readable = [i for i, f1 in enumerate(probes.f1.tolist()) if f1 >= settings.least_probe_f1 and f1 > 0]
     if not readable:
+        if not probes.letters:
+            raise UserError("absorption.words: 0 leaves the first-letter task out")
         best = int(probes.f1.argmax())
         raise UserError(
             f"absorption.least_probe_f1: {settings.least_probe_f1} leaves out every letter; the best probe, for "
@@ -201,7 +203,7 @@ def _letter_means(words: list[tuple[NDArray[np.int64], Shares]]) -> dict[str, St
             drawn = w[:, judged]
             sums = drawn.sum(1)
             means.append(np.where(sums > 0, drawn @ shares[field] / np.maximum(sums, 1), np.nan))
-        return np.asarray(np.nanmean(means, axis=0))
+        return np.ma.masked_invalid(means).mean(0).filled(np.nan)
 
     return {name: partial(mean, field=i) for i, name in enumerate(SHARES)}
 

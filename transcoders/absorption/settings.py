@@ -13,8 +13,8 @@ COMPARED = ("mean_absorption", "full_absorption", "splitting", "main_f1", "lette
 class AbsorptionSettings(Settings):
     """Say how the first-letter task is put; names and values in brackets are SAEBench's (arXiv 2503.09532)."""
 
-    words: int = Field(default=12_000, gt=0)
-    """Single-token words to use, the tokenizer's first: in Gemma's vocabulary the frequent ones."""
+    words: int = Field(default=12_000, ge=0)
+    """Single-token words to use, the tokenizer's first (in Gemma's the frequent ones); 0 leaves the task out."""
     test: float = Field(default=0.3, gt=0, lt=1)
     """Share of the words that probes are judged on and absorption is measured on (0.2)."""
     least_probe_f1: float = Field(default=0.8, ge=0, le=1)

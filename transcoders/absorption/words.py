@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from transcoders.absorption.settings import AbsorptionSettings
 from transcoders.core.errors import DAMAGE, UserError
-from transcoders.core.files import replacing
+from transcoders.core.tensors import save_tensors
 from transcoders.language.forward import forward
 from transcoders.language.taps import Tap
 
@@ -49,7 +48,7 @@ class Task(NamedTuple):
 
     @property
     def initials(self) -> NDArray[np.str_]:
-        """The first letter of each word."""
+        """Return the first letter of each word."""
         return np.array([word[0] for word in self.words])
 
 
@@ -63,6 +62,13 @@ class Probes(NamedTuple):
     """Where the probe says that the word begins with the letter, and it does."""
     f1: Float[Tensor, "letters"]
     """On the test words."""
+
+
+NO_TASK = (
+    Task([], torch.zeros(0, 0), torch.zeros(0, 0), torch.zeros(0, dtype=torch.bool)),
+    Probes([], torch.zeros(0, 0), torch.zeros(0, 0, dtype=torch.bool), torch.zeros(0)),
+)
+"""What stands in the file where the task is left out."""
 
 
 def single_token_words(tokenizer: Any, count: int) -> list[Word]:
@@ -80,7 +86,8 @@ def single_token_words(tokenizer: Any, count: int) -> list[Word]:
     if len(words) < WORDS_PER_PROMPT * FEWEST:
         raise UserError(
             f"model.name: the first-letter task needs words that are one token, and this vocabulary of {len(pieces)} "
-            f"has {len(words)}; choose a model with a word-piece or BPE vocabulary"
+            f"has {len(words)}; choose a model with a word-piece or BPE vocabulary, or leave the task out with "
+            "absorption.words: 0"
         )
     return words[:count]
 
@@ -154,7 +161,7 @@ def fit_probes(task: Task) -> Probes:
     if not letters:
         raise UserError(
             f"absorption.words: no letter begins {FEWEST} of the {len(task.words)} words' training and test parts; "
-            "raise absorption.words"
+            "raise absorption.words, or leave the task out with absorption.words: 0"
         )
     return Probes(
         letters,
@@ -172,9 +179,8 @@ def f1_of(predictions: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
 def save_task(path: Path, task: Task, probes: Probes) -> None:
     """Write the task and its probes to one safetensors file."""
     tensors = {"x": task.x, "y": task.y, "test": task.test, "direction": probes.direction, "right": probes.right}
-    with replacing(path) as temporary:
-        names = json.dumps({"words": task.words, "letters": probes.letters})
-        save_file(tensors | {"f1": probes.f1}, temporary, metadata={"words": names})
+    names = json.dumps({"words": task.words, "letters": probes.letters})
+    save_tensors(path, tensors | {"f1": probes.f1}, {"words": names})
 
 
 def load_task(path: Path) -> tuple[Task, Probes]:

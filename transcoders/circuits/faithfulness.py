@@ -33,23 +33,23 @@ class Curves(NamedTuple):
 
     @property
     def faithfulness(self) -> NDArray[np.float64]:
-        """The share of what all latents do that the kept ones do: 0 for none, 1 for all."""
+        """Return the share of what all latents do that the kept ones do: 0 for none, 1 for all."""
         return (self.kept - self.kept[0]) / (self.kept[-1] - self.kept[0])
 
     @property
     def latents_matter(self) -> bool:
-        """Whether all latents together move the output by more than a twentieth of it; else shares mean nothing."""
+        """Say whether all latents together move the output by more than a twentieth of it; else shares mean nothing."""
         return bool(abs(self.kept[-1] - self.kept[0]) > 0.05 * abs(self.kept[-1]))
 
     @property
     def direction_agreement(self) -> float:
-        """The share of sizes at which removing latents moves the output to the side that the graph predicts."""
+        """Return the share of sizes at which removing latents moves the output to the side that the graph predicts."""
         measured, predicted = self.removed[1:] - self.removed[0], self.predicted_removed[1:] - self.removed[0]
         return float(np.mean(np.sign(measured) == np.sign(predicted)))
 
     @property
     def drop(self) -> float:
-        """The output lost with influential latents beyond that lost with as many random ones, mean over sizes."""
+        """Return the output lost with influential latents beyond that with as many random ones, mean over sizes."""
         by_all_latents = self.kept[-1] - self.kept[0]
         return float(np.mean((self.random_removed - self.removed)[1:-1]) / by_all_latents)
 

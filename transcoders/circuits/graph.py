@@ -43,22 +43,22 @@ class Graph(NamedTuple):
 
     @property
     def errors(self) -> slice:
-        """Columns of the error nodes, position within layer."""
+        """Return the columns of the error nodes, position within layer."""
         return slice(len(self.layer), len(self.layer) + self.layers * len(self.tokens))
 
     @property
     def embeddings(self) -> slice:
-        """Columns of the token embeddings."""
+        """Return the columns of the token embeddings."""
         return slice(self.errors.stop, self.errors.stop + len(self.tokens))
 
     @property
     def output_weights(self) -> Float[Tensor, "outputs"]:
-        """The weight of each output in the influence."""
+        """Return the weight of each output in the influence."""
         return torch.tensor([output.weight for output in self.outputs]).to(self.effects)
 
     @property
     def latent_rows(self) -> slice:
-        """Rows of the traced latents, after those of the outputs."""
+        """Return the rows of the traced latents, after those of the outputs."""
         return slice(len(self.outputs), None)
 
     def sum_errors(self) -> Float[Tensor, "targets"]:

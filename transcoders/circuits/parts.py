@@ -51,12 +51,12 @@ class ModelParts(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """The device that the model is on."""
+        """Return the device that the model is on."""
         return self.final_norm.gain.device
 
     @property
     def unembedding(self) -> Float[Tensor, "vocabulary d_model"]:
-        """The directions that raise each token's logit, as rows."""
+        """Return the directions that raise each token's logit, as rows."""
         weight: Tensor = self.model.get_output_embeddings().weight.detach()
         return weight
 

@@ -10,7 +10,7 @@ from transcoders.core.settings import Settings
 
 
 class Prompt(Settings):
-    """A text that the model continues with ``answer`` rather than with ``foil``."""
+    """Hold a text that the model continues with ``answer`` rather than with ``foil``."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     """Part of file names."""

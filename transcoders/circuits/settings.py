@@ -8,7 +8,7 @@ from transcoders.core.settings import Settings
 
 
 class CircuitSettings(Settings):
-    """The circuits of a set of transcoders, one per layer."""
+    """Say how the circuits of a set of transcoders, one per layer, are traced."""
 
     seeds: list[int] = Field(default=[])
     """Seeds of ``runs`` whose transcoders are put together; an empty list turns the stage off."""

@@ -49,17 +49,17 @@ def matmul_precision(device: torch.device, *, bf16: bool) -> Iterator[None]:
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether there are instructions for bfloat16 products (AMX, AVX-512, tensor cores); without, they are slow."""
+    """Say whether there are instructions for bfloat16 products (AMX, AVX-512, tensor cores)."""
     if device.type == "cpu":
         return multiplies_float32_in_bf16() or torch.cpu._is_avx512_bf16_supported()
     return torch.cuda.is_bf16_supported()
 
 
 def multiplies_float32_in_bf16() -> bool:
-    """Whether ``matmul_precision`` changes products of float32 matrices on this CPU."""
+    """Say whether ``matmul_precision`` changes products of float32 matrices on this CPU."""
     return torch.cpu._is_amx_tile_supported()
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed, on a GPU or in main memory."""
+    """Say whether an allocation failed, on a GPU or in main memory."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -4,7 +4,7 @@ import errno
 
 
 class UserError(Exception):
-    """Bad input. The message is one line that names the key or file, its value and the remedy."""
+    """Tell of bad input in one line that names the key or file, its value and the remedy."""
 
 
 DAMAGE = (
@@ -25,7 +25,7 @@ DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def line_on_files(error: OSError) -> str | None:
-    """One line on a disk that is full or must not be written; None for errors that are not the user's."""
+    """Return one line on a disk that is full or must not be written; None for errors that are not the user's."""
     name = error.filename or "while writing"
     if error.errno in FULL:
         return f"the disk is full ({name}); free some, rerun"

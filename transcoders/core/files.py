@@ -28,14 +28,18 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it becomes ``path`` if the block succeeds.
 
     Works for a file and for a directory. After an exception (a full disk, Ctrl-C) ``path`` is as
-    it was before and the temporary is gone; what a killed process left is removed by the next.
+    it was before and the temporary is gone; what a killed process left is removed by the next. The temporary
+    has a folder of its own, so that what other libraries write beside it, and rename, goes the same way.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.parent / f".{path.name}.{platform.node()}.{os.getpid()}.{end}" for end in ("tmp", "old.tmp"))
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(platform.node())}.*.tmp"):
-        if not _is_another(left.name.split(".")[-2 - left.name.endswith(".old.tmp")]):
+    begin = f".{path.name}.{platform.node()}."
+    for left in path.parent.glob(f"{glob.escape(begin)}*.tmp"):
+        if not _is_another(left.name.removeprefix(begin).removesuffix(".tmp")):
             _remove(left)
+    workshop = path.parent / f"{begin}{os.getpid()}.tmp"
+    temporary, old = workshop / path.name, workshop / ".old"
     try:
+        workshop.mkdir()
         yield temporary
         _move(temporary, path, old)
     except Exception as error:
@@ -44,8 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
         raise OSError(int(refused[1]), os.strerror(int(refused[1])), str(path)) from error
     finally:
-        _remove(temporary)
-        _remove(old)
+        _remove(workshop)
 
 
 def _move(temporary: Path, path: Path, old: Path) -> None:
@@ -63,7 +66,7 @@ def _move(temporary: Path, path: Path, old: Path) -> None:
 
 
 def _is_another(pid: str) -> bool:
-    """Whether a process other than this one has this number."""
+    """Say whether a process other than this one has this number."""
     if pid == str(os.getpid()) or not pid.isdecimal():
         return False
     try:
@@ -112,7 +115,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Return the object in a JSON file.
 
     Raises:
         UserError: it is missing, damaged, or holds something else.
@@ -127,7 +130,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def read_yaml(path: Path, name: str) -> Any:
-    """What a YAML file holds, in plain types; ``name`` is what messages call it.
+    """Return what a YAML file holds, in plain types; ``name`` is what messages call it.
 
     Raises:
         UserError: it is not valid YAML.
@@ -170,23 +173,33 @@ def files_hash(files: Iterable[Path], root: Path = Path()) -> str:
 
 
 def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
-    """``metrics`` to six significant digits: what a reader needs, and stable between machines."""
+    """Return ``metrics`` to six significant digits: what a reader needs, and stable between machines."""
     return {name: float(f"{value:.6g}") for name, value in metrics.items()}
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(*parts: Any) -> str:
-    """A short hash of JSON-serialisable values, equal exactly when they are equal."""
+    """Return a short hash of JSON-serialisable values, equal exactly when they are equal."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def cache_folder(kind: str) -> Path:
-    """Where unfinished work lives between runs: outside the outputs that DVC deletes."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "mtxplt" / kind
+    """Return where unfinished work lives between runs: outside the outputs that DVC deletes.
+
+    Raises:
+        UserError: no variable names a place, and the user has no home (in a container, for example).
+    """
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        raise UserError(
+            "XDG_CACHE_HOME: is not set, and there is no home folder (HOME) for unfinished work; set it to a folder "
+            "that may be written"
+        ) from None
+    return Path(root) / "mtxplt" / kind

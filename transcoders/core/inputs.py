@@ -1,5 +1,6 @@
 """What users bring lies below inputs/, where DVC watches it: parameters may name no other local file."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -27,5 +28,8 @@ def checked_input(key: str, path: str | Path, kind: Kind) -> Path:
 
 
 def is_local(name: str) -> bool:
-    """Whether ``name`` is meant as a path of this machine: it exists here, or looks like nothing else."""
-    return name.startswith((".", "/", "~", "inputs/")) or Path(name).exists()
+    """Say whether ``name`` is meant as a path of this machine: it exists here, or looks like nothing else.
+
+    So do URLs that may read here: ``file://``, ``local://``, ``git://``, and those that wrap others (``zip://…::…``).
+    """
+    return re.match(r"[./~]|inputs/|(file|local|git)://|.*::", name) is not None or Path(name).exists()

@@ -18,17 +18,17 @@ from transcoders.core.files import cache_folder, fingerprint, replacing
 
 Place = Path | str
 """A local path, or a URL as text."""
-WEIGHTS, SETTINGS = (".safetensors", ".npz"), (".json", ".yaml")
+WEIGHT_SUFFIXES, SETTINGS_SUFFIXES = (".safetensors", ".npz"), (".json", ".yaml")
 EXTRAS = {"s3": "s3", "s3a": "s3"}
 """Protocol -> the extra of pyproject.toml that brings its package."""
 
 
 class UnreachableError(UserError):
-    """Nobody answered: nothing is wrong with the address."""
+    """Tell that nobody answered: nothing is wrong with the address."""
 
 
 def place(text: Path | str) -> Place:
-    """A URL as it is but for a final slash; all else, ``file://`` too, as a path."""
+    """Return a URL as it is but for a final slash; all else, ``file://`` too, as a path."""
     if isinstance(text, Path) or "://" not in text:
         return Path(text)
     if text.startswith(("file://", "local://")):
@@ -37,22 +37,28 @@ def place(text: Path | str) -> Place:
 
 
 def redacted(url: str) -> str:
-    """``url`` without the secrets that one can hold: a password, and the signature in a query."""
-    return re.sub(r"://([^/@:]*):[^/@]*@", r"://\1:***@", url).partition("?")[0]
+    """Return ``url`` without the secrets that one can hold: a password, a token before the host, a signature.
+
+    A name before the host of another protocol than the web's is none: it may be a container's.
+    """
+    url = re.sub(r"^(https?://)[^/?#]*@", r"\1***@", url, flags=re.IGNORECASE)
+    return re.split("[?#]", re.sub(r"://([^/@:]*):[^/@]*@", r"://\1:***@", url))[0]
 
 
 def refuse_secrets(key: str, url: str) -> None:
-    """Refuse a URL of the parameter ``key`` that holds a password or a query, without repeating it.
+    """Refuse a URL of the parameter ``key`` that holds what may be a secret, without repeating it.
 
     Raises:
         ValueError: it does. (Settings turn it into a user's error.)
     """
     if "://" in url and redacted(url) != url:
-        raise ValueError(f"{key}: a URL must hold no password and no query; credentials belong in the environment")
+        raise ValueError(
+            f"{key}: a URL must hold no password, no token and no query; credentials belong in the environment"
+        )
 
 
 def name_of(where: Place) -> str:
-    """The last part."""
+    """Return the last part of a place."""
     return Path(where if isinstance(where, Path) else redacted(where)).name
 
 
@@ -108,14 +114,14 @@ def _file_system(where: Place) -> tuple[Any, str]:
 
 
 def sizes(folder: Place) -> dict[str, int]:
-    """Bytes of each file below ``folder``, by its relative path."""
+    """Return the bytes of each file below ``folder``, by its relative path."""
     with explain_errors(folder):
         file_system, root = _file_system(folder)
         return {p.removeprefix(root).strip("/"): e["size"] for p, e in file_system.find(root, detail=True).items()}
 
 
 def read_bytes(folder: Place, name: str) -> bytes | None:
-    """The file ``name`` in ``folder``; None if there is none."""
+    """Return the content of the file ``name`` in ``folder``; None if there is none."""
     with explain_errors(folder):
         file_system, root = _file_system(folder)
         try:
@@ -125,13 +131,13 @@ def read_bytes(folder: Place, name: str) -> bytes | None:
 
 
 def zarr_store(where: Place, *, read_only: bool = False) -> Any:
-    """What zarr opens. An absent chunk, which zarr reads as zeros, is an error in a store that is only read."""
+    """Return what zarr opens; in a store that is only read an absent chunk, zeros to zarr, is an error."""
     if isinstance(where, Path):
         return where
     from zarr.storage import FsspecStore
 
-    class Whole(FsspecStore):
-        """Of stores whose every chunk is written."""
+    class StrictStore(FsspecStore):
+        """Read a store whose every chunk is written."""
 
         async def get(self, key: str, *arguments: Any, **options: Any) -> Any:
             value = await super().get(key, *arguments, **options)
@@ -140,11 +146,11 @@ def zarr_store(where: Place, *, read_only: bool = False) -> Any:
             return value
 
     with explain_errors(where):
-        return (Whole if read_only else FsspecStore).from_url(where, read_only=read_only)
+        return (StrictStore if read_only else FsspecStore).from_url(where, read_only=read_only)
 
 
 def fetched(url: str, patterns: Sequence[str]) -> Path:
-    """Those files of a folder whose names match, downloaded into the user's cache unless they are there already.
+    """Download the files of a folder whose names match into the user's cache, unless they are there already.
 
     A URL that ends like weights is a file: it comes with the matching settings files beside it. What
     changed is fetched anew, and the old removed.
@@ -154,29 +160,31 @@ def fetched(url: str, patterns: Sequence[str]) -> Path:
     """
     with explain_errors(url):
         file_system, root = _file_system(url)
-        is_file = PurePosixPath(root).suffix in WEIGHTS
-        folder, own = root.rpartition("/")[::2] if is_file else (root, "")
-        found = {}
+        is_file = PurePosixPath(root).suffix in WEIGHT_SUFFIXES
+        folder, file_name = root.rpartition("/")[::2] if is_file else (root, "")
+        entries = {}
         for entry in file_system.ls(folder, detail=True):
             name = PurePosixPath(entry["name"]).name
             matches = any(fnmatch(name, pattern) for pattern in patterns)
-            if name == own or (matches and (not is_file or name.endswith(SETTINGS))):
-                found[name] = file_system.info(entry["name"])
-        if not found or (is_file and own not in found):
-            raise UserError(f"{redacted(url)}: holds none of {', '.join([own] if own else patterns)}; correct the URL")
+            if name == file_name or (matches and (not is_file or name.endswith(SETTINGS_SUFFIXES))):
+                entries[name] = file_system.info(entry["name"])
+        if not entries or (is_file and file_name not in entries):
+            raise UserError(
+                f"{redacted(url)}: holds none of {', '.join([file_name] if file_name else patterns)}; correct the URL"
+            )
         home = cache_folder("models") / fingerprint(url)
-        target = home / fingerprint(sorted(found.items()))
+        target = home / fingerprint(sorted(entries.items()))
         if not target.is_dir():
             with replacing(target) as temporary:
                 temporary.mkdir()
-                for name, entry in found.items():
+                for name, entry in entries.items():
                     file_system.get_file(entry["name"], str(temporary / name))
                     if entry.get("size") not in (None, (temporary / name).stat().st_size):
                         raise UserError(f"{redacted(url)}/{name}: arrived cut off; run again")
             for old in home.iterdir():
                 if old != target and not old.name.startswith("."):
                     shutil.rmtree(old, ignore_errors=True)
-    return target / own
+    return target / file_name
 
 
 @contextmanager

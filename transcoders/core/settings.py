@@ -11,7 +11,7 @@ SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 100, 100
 
 
 class Settings(BaseModel):
-    """Validated, immutable parameters of one part of the library."""
+    """Hold the parameters of one part of the library, validated and immutable."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 

@@ -22,7 +22,7 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
 
 
 def read_parquet(path: Path, stage: str, columns: list[str]) -> pd.DataFrame:
-    """``columns`` of a table that ``stage`` wrote.
+    """Read ``columns`` of a table that ``stage`` wrote.
 
     Raises:
         UserError: it is missing, damaged, or lacks a column.
@@ -31,7 +31,7 @@ def read_parquet(path: Path, stage: str, columns: list[str]) -> pd.DataFrame:
 
 
 def read_csv(path: Path, stage: str) -> pd.DataFrame:
-    """A table that ``stage`` wrote; it may have no rows.
+    """Read a CSV that ``stage`` wrote; it may have no rows.
 
     Raises:
         UserError: it is missing or damaged.

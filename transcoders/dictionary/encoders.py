@@ -6,7 +6,7 @@ TopK: arXiv 2406.04093, section 2.3; batchtopk: 2412.06410; jumprelu: 2407.14435
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, cat, nn, where
 
 from transcoders import kernels
@@ -26,7 +26,7 @@ class Weights(Protocol):
     b_enc: nn.Parameter
     threshold: nn.Parameter
 
-    def largest(self, x: Tensor, watched: Tensor | None = None) -> SparseLatents:
+    def largest(self, x: Tensor) -> SparseLatents:
         """Return the k largest latents of each group on each token."""
 
     def winners(self, x: Tensor) -> SparseLatents:
@@ -63,13 +63,8 @@ class Encoder:
         """Return the latents of normalised ``x``, a token's not depending on the other tokens."""
         raise NotImplementedError
 
-    def select(
-        self, model: Weights, x: Float[Tensor, "tokens d_in"], watched: Int[Tensor, "watched"] | None, bandwidth: float
-    ) -> Selection:
-        """Return the latents of a training batch; topk's with the pre-activations of the latents ``watched``.
-
-        Within ``bandwidth`` of its threshold jumprelu passes gradients on to it.
-        """
+    def select(self, model: Weights, x: Float[Tensor, "tokens d_in"], bandwidth: float) -> Selection:
+        """Return the latents of a training batch; within ``bandwidth`` of its threshold jumprelu moves that too."""
         return Selection(self.encode(model, x))
 
     def seeks_k(self, lambda_sparsity: float) -> bool:
@@ -96,9 +91,6 @@ class TopK(Encoder):
     def encode(self, model: Weights, x: Tensor) -> SparseLatents:
         return model.largest(x)
 
-    def select(self, model: Weights, x: Tensor, watched: Tensor | None, bandwidth: float) -> Selection:
-        return Selection(model.largest(x, watched))
-
 
 class GroupMax(Encoder):
     """The winner of each of k sets of neighbouring latents: a cheaper selection than TopK."""
@@ -119,7 +111,7 @@ class BatchTopK(Encoder):
     def encode(self, model: Weights, x: Tensor) -> SparseLatents:
         return model.above(x, model.threshold)
 
-    def select(self, model: Weights, x: Tensor, watched: Tensor | None, bandwidth: float) -> Selection:
+    def select(self, model: Weights, x: Tensor, bandwidth: float) -> Selection:
         chosen = [kernels.batchtopk_encode(x, W, b, k) for W, b, k in model.group_weights()]
         return Selection(kernels.concatenate(chosen))
 
@@ -147,7 +139,7 @@ class JumpReLU(Encoder):
     def encode(self, model: Weights, x: Tensor) -> SparseLatents:
         return model.above(x, model.threshold)
 
-    def select(self, model: Weights, x: Tensor, watched: Tensor | None, bandwidth: float) -> Selection:
+    def select(self, model: Weights, x: Tensor, bandwidth: float) -> Selection:
         return Selection(*kernels.jumprelu_encode(x, model.W_enc, model.b_enc, model.threshold, bandwidth))
 
     def seeks_k(self, lambda_sparsity: float) -> bool:

@@ -7,13 +7,14 @@ from typing import NamedTuple, Self
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from transcoders import kernels
 from transcoders.core.errors import DAMAGE, UserError
-from transcoders.core.files import replacing, sha256_of, write_json
+from transcoders.core.files import sha256_of, write_json
 from transcoders.core.places import place, writing
+from transcoders.core.tensors import save_tensors
 from transcoders.dictionary.config import PER_LATENT, TranscoderConfig
 from transcoders.dictionary.encoders import ENCODERS, Encoder
 from transcoders.kernels import SparseLatents
@@ -68,9 +69,9 @@ class Transcoder(nn.Module):
         """Return the latents of normalised inputs, a token's not depending on the other tokens."""
         return self.encoder.encode(self, x)
 
-    def largest(self, x: Float[Tensor, "tokens d_in"], watched: Int[Tensor, "watched"] | None = None) -> SparseLatents:
-        """Return the k largest latents of each group on each token, with the pre-activations of ``watched`` ones."""
-        return kernels.topk_encode(x, _wide(self.W_enc), _wide(self.b_enc), self.config.groups, watched=watched)
+    def largest(self, x: Float[Tensor, "tokens d_in"]) -> SparseLatents:
+        """Return the k largest latents of each group on each token."""
+        return kernels.topk_encode(x, _wide(self.W_enc), _wide(self.b_enc), self.config.groups)
 
     def winners(self, x: Float[Tensor, "tokens d_in"]) -> SparseLatents:
         """Return, of each group's k sets of neighbouring latents, the winners on each token."""
@@ -175,10 +176,8 @@ class Transcoder(nn.Module):
         Raises:
             UserError: the URL cannot be written to.
         """
-        tensors = {name: value.detach().contiguous().cpu() for name, value in self.state_dict().items()}
         with writing(place(folder), last=CONFIG) as local:
-            with replacing(local / WEIGHTS) as temporary:
-                save_file(tensors, temporary)
+            save_tensors(local / WEIGHTS, self.state_dict())
             write_config(local, self.config)
 
     @classmethod

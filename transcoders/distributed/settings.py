@@ -17,8 +17,6 @@ class DistributedSettings(Settings):
     """``name:port`` of one of the hosts, where all of them meet."""
     latents: int = Field(default=1, gt=0)
     """train: so many processes share one dictionary, each holding a slice of its latents."""
-    together: bool = False
-    """train: with a run, train all others of its layer and seed that are due, reading each batch once."""
     restarts: int = Field(default=0, ge=0)
     """How often a job that lost a process starts again by itself, from its last checkpoint."""
 

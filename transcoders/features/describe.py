@@ -17,7 +17,7 @@ from transcoders.features.statistics import word
 
 
 class Texts:
-    """Token ids as text, each decoded once."""
+    """Turn token ids into text, and decode each id once."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -30,12 +30,12 @@ class Texts:
             self._known.update(zip(new, self._tokenizer.batch_decode([[i] for i in new]), strict=True))
 
     def of(self, ids: NDArray[np.integer[Any]]) -> list[str]:
-        """The texts of ids, padding left out."""
+        """Return the texts of ids, padding left out."""
         return [self._known[i] for i in ids.tolist() if i != PAD]
 
 
 class Latents(NamedTuple):
-    """Everything about the living latents, in the order of their ids."""
+    """Hold everything about the living latents, in the order of their ids."""
 
     living: NDArray[np.int64]
     evidence: list[Evidence]
@@ -45,7 +45,7 @@ class Latents(NamedTuple):
 
 
 def gather(observer: Observer, effects: Effects, texts: Texts) -> Latents:
-    """What explainers are shown and asked; ``effects`` are of the living latents."""
+    """Gather what explainers see and are asked; ``effects`` are of the living latents."""
     for keeper in (observer.top, observer.sample, observer.active, observer.pool):
         texts.learn(keeper.fields["tokens"])
     texts.learn(np.array(list(observer.words), np.int64))
@@ -75,10 +75,10 @@ def gather(observer: Observer, effects: Effects, texts: Texts) -> Latents:
 
 
 def contexts_of(keeper: Keeper, latent: int, texts: Texts) -> list[Context]:
-    """What a keeper holds for a latent, largest key first."""
+    """Return what a keeper holds for a latent, largest key first."""
     slots = keeper.of(latent)
-    found = zip(keeper.fields["tokens"][latent][slots], keeper.fields["values"][latent][slots], strict=True)
-    return [Context(texts.of(tokens), values[tokens != PAD].tolist()) for tokens, values in found]
+    windows = zip(keeper.fields["tokens"][latent][slots], keeper.fields["values"][latent][slots], strict=True)
+    return [Context(texts.of(tokens), values[tokens != PAD].tolist()) for tokens, values in windows]
 
 
 def _unseen(observer: Observer, latent: int, texts: Texts, silent: list[list[str]]) -> Unseen:
@@ -92,7 +92,7 @@ def _unseen(observer: Observer, latent: int, texts: Texts, silent: list[list[str
 
 
 class Described(NamedTuple):
-    """A description, if the explainer had one, and its score, if there was text to score it on."""
+    """Hold a description, if the explainer had one, and its score, if there was text to score it on."""
 
     description: Description | None
     score: float | None
@@ -113,14 +113,14 @@ def describe(explainer: Explainer, evidence: list[Evidence], unseen: list[Unseen
 
     pairs = list(zip(evidence, unseen, strict=True))
     bar = tqdm(desc=f"describe ({explainer.name})", total=len(pairs), unit="latent")
-    found = []
+    results = []
     with bar, ThreadPoolExecutor(explainer.concurrency) as pool:
         futures = [pool.submit(work, pair) for pair in pairs]
         try:
             for future in futures:
-                found.append(future.result())
+                results.append(future.result())
                 bar.update()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return found
+    return results

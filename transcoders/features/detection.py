@@ -15,14 +15,14 @@ GOOD = 0.7
 
 
 class Unseen(NamedTuple):
-    """Windows of held-out documents, as many in which a latent fires as in which it is silent."""
+    """Hold windows of held-out documents, as many in which a latent fires as in which it is silent."""
 
     active: list[list[str]]
     silent: list[list[str]]
 
 
 def detection_score(explainer: Explainer, description: Description, unseen: Unseen) -> float | None:
-    """Balanced accuracy of what the description predicts, 0.5 being chance; None with too few windows.
+    """Return the balanced accuracy of what the description predicts (0.5 is chance); None with too few windows.
 
     Windows come shuffled, so that their order tells nothing.
     """
@@ -30,15 +30,15 @@ def detection_score(explainer: Explainer, description: Description, unseen: Unse
         return None
     windows = [(tokens, True) for tokens in unseen.active] + [(tokens, False) for tokens in unseen.silent]
     order = np.random.default_rng(len(windows)).permutation(len(windows))
-    said = explainer.detect(description, [windows[i][0] for i in order])
+    answers = explainer.detect(description, [windows[i][0] for i in order])
     right = {True: 0, False: 0}
-    for i, answer in zip(order, said, strict=True):
+    for i, answer in zip(order, answers, strict=True):
         right[windows[i][1]] += answer == windows[i][1]
     return (right[True] / len(unseen.active) + right[False] / len(unseen.silent)) / 2
 
 
 def histogram(scores: NDArray[np.float64]) -> pd.DataFrame:
-    """Share of the scored latents by score, in bins of 0.05; columns score (the bin's centre), latents, share.
+    """Return the scored latents by score, in bins of 0.05; columns score (the bin's centre), latents, share.
 
     With 20 windows a side scores are multiples of 0.025: the bins' edges lie between these.
     """
@@ -48,20 +48,20 @@ def histogram(scores: NDArray[np.float64]) -> pd.DataFrame:
 
 
 def summary(scores: NDArray[np.float64], settings: DescribeSettings, prefix: str = "") -> dict[str, float]:
-    """Mean score with its 95 % bootstrap interval over latents, share of good ones, how many there are.
+    """Return the mean score with its 95 % bootstrap interval over latents, share of good ones, how many there are.
 
     Latents without a score (NaN) are left out; without any, only their number is given.
     """
     known = scores[~np.isnan(scores)]
-    found = {f"{prefix}scored": float(len(known))}
+    metrics = {f"{prefix}scored": float(len(known))}
     if len(known):
         rng = np.random.default_rng(settings.seed)
         means = [rng.choice(known, len(known)).mean() for _ in range(settings.bootstrap)]
         low, high = np.percentile(means, [2.5, 97.5])
-        found |= {
+        metrics |= {
             f"{prefix}detection_score": float(known.mean()),
             f"{prefix}detection_score_low": float(low),
             f"{prefix}detection_score_high": float(high),
             f"{prefix}detection_above_0.7": float((known > GOOD).mean()),
         }
-    return found
+    return metrics

@@ -19,7 +19,7 @@ LEAST_EXCESS = 0.2
 
 
 class Unembedding(NamedTuple):
-    """How the residual stream becomes logits, but for the norm's scale: ``logits = (gain * r) W_U``."""
+    """Say how the residual stream becomes logits, but for the norm's scale: ``logits = (gain * r) W_U``."""
 
     weight: Float[Tensor, "vocabulary d"]
     gain: Float[Tensor, "d"]
@@ -28,7 +28,7 @@ class Unembedding(NamedTuple):
 
 
 class Effects(NamedTuple):
-    """Tokens that latents promote and suppress, strongest first."""
+    """Hold the tokens that latents promote and suppress, strongest first."""
 
     promoted: NDArray[np.int64]
     promoted_by: NDArray[np.float32]
@@ -37,7 +37,7 @@ class Effects(NamedTuple):
 
 
 class Relatives(NamedTuple):
-    """The candidates to be the parents of one latent, or its children."""
+    """Hold the candidates to be the parents of one latent, or its children."""
 
     latent: list[int]
     share: list[float]
@@ -46,7 +46,7 @@ class Relatives(NamedTuple):
 
 @torch.no_grad()
 def read_unembedding(model: Any, tokenizer: Any) -> Unembedding:
-    """The output embeddings of a Hugging Face model and the gain of its final norm.
+    """Return the output embeddings of a Hugging Face model and the gain of its final norm.
 
     The gain is measured on a vector of mean 0 and mean square 1, which an RMSNorm and a LayerNorm
     only scale (by w in some families, by 1 + w in Gemma) and shift.
@@ -63,7 +63,7 @@ def read_unembedding(model: Any, tokenizer: Any) -> Unembedding:
 
 
 def _last_norm(model: Any) -> Any:
-    """What a forward pass calls last with a weight for each dimension, whatever the family names it."""
+    """Return what a forward pass calls last with a weight for each dimension, whatever the family names it."""
     called: list[Any] = []
     norms = [m for m in model.modules() if getattr(m, "weight", None) is not None and m.weight.ndim == 1]
     hooks = [norm.register_forward_hook(lambda norm, *_: called.append(norm)) for norm in norms]
@@ -75,27 +75,27 @@ def _last_norm(model: Any) -> Any:
 
 @torch.no_grad()
 def effects_of(rows: Float[Tensor, "latents d"], unembedding: Unembedding, count: int) -> Effects:
-    """The direct effect of decoder rows on the logits, relative to the mean over all tokens.
+    """Return the direct effect of decoder rows on the logits, relative to the mean over all tokens.
 
     It leaves out what later layers make of the latent. Units: logits for an activation of 1
     (normalised) where the final norm's scale is 1.
     """
     weight = unembedding.weight[unembedding.named]
     mean = weight.mean(0)
-    found: list[tuple[Tensor, ...]] = []
+    blocks: list[tuple[Tensor, ...]] = []
     for part in rows.split(ROWS):
         directions = part * unembedding.gain
         logits = directions @ weight.T - (directions @ mean)[:, None]
         most, least = logits.topk(count), logits.topk(count, largest=False)
-        found.append((unembedding.named[most.indices], most.values, unembedding.named[least.indices], least.values))
-    return Effects(*(torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True)))
+        blocks.append((unembedding.named[most.indices], most.values, unembedding.named[least.indices], least.values))
+    return Effects(*(torch.cat(parts).cpu().numpy() for parts in zip(*blocks, strict=True)))
 
 
 @torch.no_grad()
 def nearest(
     rows: Float[Tensor, "latents d"], living: NDArray[np.int64], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Of each living latent, the living ones with the nearest decoder rows, and the cosines."""
+    """Return, for each living latent, the living ones with the nearest decoder rows, and the cosines."""
     unit = normalize(rows[torch.from_numpy(living).to(rows.device)], dim=1)
     ids, cosines = [], []
     for start in range(0, len(unit), 1024):
@@ -108,7 +108,7 @@ def nearest(
 
 
 def relatives(observer: Observer) -> tuple[list[Relatives], list[Relatives]]:
-    """Parents and children of every latent of a nested model, as their firings suggest.
+    """Return the parents and children of every latent of a nested model, as their firings suggest.
 
     A candidate parent is in an earlier group and fires at many of the sampled firings of the child,
     beyond how often it fires anyway. Lists are empty for latents without any.
@@ -133,10 +133,12 @@ def relatives(observer: Observer) -> tuple[list[Relatives], list[Relatives]]:
         for parent, value in zip(ids_of, shares, strict=True):
             children[parent].latent.append(child)
             children[parent].share.append(value)
-    return parents, [_strongest(found, observer.firings) for found in children]
+    return parents, [_strongest(candidates, observer.firings) for candidates in children]
 
 
-def _strongest(found: Relatives, firings: NDArray[np.int64]) -> Relatives:
-    """The children that share most of the parent's firings: many of their own, and many at all."""
-    order = sorted(range(len(found.latent)), key=lambda i: -found.share[i] * firings[found.latent[i]])[: 2 * RELATIVES]
-    return Relatives([found.latent[i] for i in order], [found.share[i] for i in order])
+def _strongest(candidates: Relatives, firings: NDArray[np.int64]) -> Relatives:
+    """Return the children that share most of the parent's firings: many of theirs, and many at all."""
+    order = sorted(range(len(candidates.latent)), key=lambda i: -candidates.share[i] * firings[candidates.latent[i]])[
+        : 2 * RELATIVES
+    ]
+    return Relatives([candidates.latent[i] for i in order], [candidates.share[i] for i in order])

@@ -6,19 +6,22 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import openai
 
-from transcoders.core.errors import UserError
+from transcoders.core.errors import DAMAGE, UserError
 from transcoders.core.files import fingerprint, write_json
 from transcoders.features.explain import NoAnswerError
 from transcoders.features.settings import DescribeSettings, OpenAISettings
 
 log = logging.getLogger(__name__)
 KEY = "OPENAI_API_KEY"
-URL, MODEL = "features.describe.openai.url", "features.describe.openai.model"
+HEADERS = "OPENAI_CUSTOM_HEADERS"
+"""The one variable that the client reads although all that it may be given is given."""
+URL_KEY, MODEL_KEY = "features.describe.openai.url", "features.describe.openai.model"
 FIRST_WAIT = 1.0
 LONGEST_WAIT = 60.0
 """Seconds; the longest that a server may ask for."""
@@ -29,7 +32,7 @@ Messages = list[dict[str, str]]
 
 
 class Endpoint:
-    """Asks a model on a server. The key goes into the request's header and nowhere else."""
+    """Ask a model on a server. The key goes into the request's header and nowhere else."""
 
     def __init__(self, settings: OpenAISettings, cache: Path, environment: Mapping[str, str] = os.environ) -> None:
         """Prepare questions; ``cache`` is the folder of earlier answers, and the key is in ``environment``.
@@ -37,12 +40,16 @@ class Endpoint:
         Raises:
             UserError: the settings name no server or no model, or one of them or the key is unusable.
         """
-        for name, value in ((URL, settings.url), (MODEL, settings.model)):
+        for name, value in ((URL_KEY, settings.url), (MODEL_KEY, settings.model)):
             if not value:
                 raise UserError(
-                    f"features.describe.explainer: openai needs {URL}, {MODEL} and (unless the server wants none) "
-                    f"{KEY} in the environment, but {name} is not set; set it, or take explainer: statistics"
+                    f"features.describe.explainer: openai needs {URL_KEY}, {MODEL_KEY} and (unless the server wants "
+                    f"none) {KEY} in the environment, but {name} is not set; set it, or take explainer: statistics"
                 )
+        if environment.get(HEADERS):
+            raise UserError(
+                f"{HEADERS}: is set, and would decide what is asked without a parameter that says so; unset it"
+            )
         self._settings, self._cache = settings, cache
         key = environment.get(KEY) or "none"  # the client insists on one
         if not key.isascii():
@@ -52,7 +59,7 @@ class Endpoint:
                 base_url=settings.url, api_key=key, timeout=settings.timeout, max_retries=0, organization="", project=""
             )
         except Exception as error:  # the client passes on whatever its parser of URLs raises
-            raise UserError(f"{URL}: {settings.url} is not usable ({type(error).__name__}); correct it") from None
+            raise UserError(f"{URL_KEY}: {settings.url} is not usable ({type(error).__name__}); correct it") from None
         self._lock = threading.Lock()
         self.spent = 0.0
         """US dollars, with what the requests under way may cost at most."""
@@ -70,7 +77,8 @@ class Endpoint:
         url = str(self._settings.url).rstrip("/")
         file = self._cache / f"{fingerprint(url, request)}.json"
         if file.is_file():
-            return read(json.loads(file.read_text())["answer"])
+            with suppress(*DAMAGE):  # what cannot be read (any more) is asked again
+                return read(json.loads(file.read_text())["answer"])
         reason, answered, wait = "", False, 0.0
         for attempt in range(self._settings.retries + 1):
             time.sleep(wait)
@@ -90,7 +98,7 @@ class Endpoint:
         if answered:
             raise NoAnswerError(reason)
         raise UserError(
-            f"{URL}: {url} failed {self._settings.retries + 1} times in a row ({reason}); rerun later (what it "
+            f"{URL_KEY}: {url} failed {self._settings.retries + 1} times in a row ({reason}); rerun later (what it "
             "answered is kept), raise features.describe.openai.timeout or lower features.describe.openai.concurrency"
         )
 
@@ -141,10 +149,12 @@ class Endpoint:
             return _FailedError(f"status {status}", error.response.headers.get("retry-after"))
         remedy = {
             401: f"correct {KEY}",
-            403: f"correct {KEY}, or choose a model that it may use ({MODEL})",
-            404: f"correct {URL} (it ends in /v1, usually) or {MODEL}",
-        }.get(status, f"check that the server speaks OpenAI's chat protocol and knows {MODEL}={self._settings.model}")
-        return UserError(f"{URL}: {self._settings.url} refuses the request with status {status}; {remedy}")
+            403: f"correct {KEY}, or choose a model that it may use ({MODEL_KEY})",
+            404: f"correct {URL_KEY} (it ends in /v1, usually) or {MODEL_KEY}",
+        }.get(
+            status, f"check that the server speaks OpenAI's chat protocol and knows {MODEL_KEY}={self._settings.model}"
+        )
+        return UserError(f"{URL_KEY}: {self._settings.url} refuses the request with status {status}; {remedy}")
 
 
 def endpoint_of(settings: DescribeSettings, cache: Path) -> Endpoint | None:
@@ -153,7 +163,7 @@ def endpoint_of(settings: DescribeSettings, cache: Path) -> Endpoint | None:
 
 
 class _FailedError(Exception):
-    """A request that may succeed when it is sent again, after ``wait`` seconds."""
+    """Tell that a request may succeed when it is sent again, after ``wait`` seconds."""
 
     def __init__(self, reason: str, retry_after: str | None = None) -> None:
         super().__init__(reason)

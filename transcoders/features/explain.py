@@ -5,14 +5,14 @@ from typing import NamedTuple, Protocol
 
 
 class Context(NamedTuple):
-    """Consecutive tokens of one document and a latent's activations there (none if it is unseen)."""
+    """Hold consecutive tokens of one document and a latent's activations there (none if it is unseen)."""
 
     tokens: list[str]
     values: list[float]
 
 
 class Evidence(NamedTuple):
-    """All that an explainer learns of a latent."""
+    """Hold all that an explainer learns of a latent."""
 
     latent: int
     density: float
@@ -25,7 +25,7 @@ class Evidence(NamedTuple):
 
 @dataclass(frozen=True)
 class Description:
-    """What a latent is about, in words; with it an explainer must tell where the latent fires."""
+    """Say in words what a latent is about; with this an explainer must tell where the latent fires."""
 
     text: str
     explainer: str
@@ -40,7 +40,7 @@ class Description:
 
 
 class Explainer(Protocol):
-    """Describes latents; predicts from a description alone."""
+    """Describe latents, and predict from a description alone."""
 
     name: str
     concurrency: int
@@ -51,9 +51,9 @@ class Explainer(Protocol):
         ...
 
     def detect(self, description: Description, windows: list[list[str]]) -> list[bool]:
-        """In which of ``windows`` does the described latent fire?"""
+        """Say in which of ``windows`` the described latent fires."""
         ...
 
 
 class NoAnswerError(Exception):
-    """An explainer has nothing usable to say about this latent."""
+    """Tell that an explainer has nothing usable to say about this latent."""

@@ -9,7 +9,7 @@ BINS = 32
 
 
 class Admitted(NamedTuple):
-    """Candidates that got a place."""
+    """Hold the candidates that got a place."""
 
     candidate: NDArray[np.int64]
     latent: NDArray[np.int64]
@@ -17,13 +17,13 @@ class Admitted(NamedTuple):
 
 
 class Keeper:
-    """Of each latent, the ``size`` candidates with the largest keys, and what was filed with them.
+    """Keep, for each latent, the ``size`` candidates with the largest keys, and what was filed with them.
 
     With activations as keys these are the top ones; with random keys, a uniform sample.
     """
 
     def __init__(self, latents: int, size: int, **fields: tuple[tuple[int, ...], Any, Any]) -> None:
-        """``fields``: name -> (shape of one entry, dtype, value of an empty slot)."""
+        """Make room for ``fields``: name -> (shape of one entry, dtype, value of an empty slot)."""
         self.key = np.full((latents, size), -np.inf)
         self.fields = {name: np.full((latents, size, *shape), empty, t) for name, (shape, t, empty) in fields.items()}
 
@@ -54,13 +54,13 @@ class Keeper:
             self.fields[name][admitted.latent, admitted.slot] = value
 
     def of(self, latent: int) -> NDArray[np.int64]:
-        """The filled slots of ``latent``, largest key first."""
+        """Return the filled slots of ``latent``, largest key first."""
         filled = np.flatnonzero(np.isfinite(self.key[latent]))
         return filled[np.argsort(-self.key[latent][filled], kind="stable")]
 
 
 class Histograms:
-    """A histogram per latent from 0 to ``width * BINS``; the width doubles when a value lies beyond."""
+    """Count each latent's values in bins from 0 to ``width * BINS``; the width doubles when one lies beyond."""
 
     def __init__(self, latents: int, width: float = 2.0**-12) -> None:
         self.counts = np.zeros((latents, BINS), np.int64)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transcoders.activations.store import Store
 from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.features.blocks import Block, whole_contexts
+from transcoders.features.blocks import Block, complete_contexts
 from transcoders.features.keep import Admitted, Histograms, Keeper
 from transcoders.features.settings import FeatureSettings
 
@@ -21,7 +21,7 @@ POOL = 25
 
 
 class Firings(NamedTuple):
-    """The active latents of a block, by latent and then by row."""
+    """Hold the active latents of a block, by latent and then by row."""
 
     latent: NDArray[np.int64]
     row: NDArray[np.int64]
@@ -29,7 +29,7 @@ class Firings(NamedTuple):
     tokens: int
 
     def lookup(self, latent: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Activations of ``latent[i]`` at ``rows[i]``."""
+        """Return the activations of ``latent[i]`` at ``rows[i]``."""
         keys = self.latent * self.tokens + self.row
         wanted = latent[:, None] * self.tokens + rows
         place = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
@@ -37,7 +37,7 @@ class Firings(NamedTuple):
 
 
 class Observer:
-    """Statistics and examples of every latent.
+    """Collect statistics and examples of every latent.
 
     Documents in ``held_out`` give only the windows that descriptions are scored on.
     """
@@ -95,8 +95,8 @@ class Observer:
     def _show(
         self, firings: Firings, block: Block, hidden: NDArray[np.bool_], csr: tuple[NDArray[np.int64], ...]
     ) -> None:
-        kept = ~hidden[firings.row]
-        latent, row, value = firings.latent[kept], firings.row[kept], firings.value[kept]
+        visible = ~hidden[firings.row]
+        latent, row, value = firings.latent[visible], firings.row[visible], firings.value[visible]
         if not len(latent):
             return
         best = _best_of_groups(latent, block.context[row], value)
@@ -136,18 +136,18 @@ class Observer:
         rows = starts[:, None] + np.arange(window)
         tokens = np.where(np.arange(window) < sizes[:, None], block.token[rows.clip(max=len(number) - 1)], PAD)
         # A window that a context's end cuts short would be told apart by its length.
-        whole, of_test = sizes * 2 > window, hidden[starts]
-        for words in tokens[whole & ~of_test]:
+        long_enough, of_test = sizes * 2 > window, hidden[starts]
+        for words in tokens[long_enough & ~of_test]:
             self.windows += 1
             self.words.update(set(words[words != PAD].tolist()))
         place = number[firings.row]
-        usable = (whole & of_test)[place]
+        usable = (long_enough & of_test)[place]
         pairs = np.unique(firings.latent[usable] * len(starts) + place[usable])
         latent, tile = pairs // len(starts), pairs % len(starts)
         admitted = self.active.offer(latent, self._rng.random(len(latent)))
         chosen = tile[admitted.candidate]
         self.active.file(admitted, tokens=tokens[chosen], document=block.document[starts[chosen]])
-        tiles = np.flatnonzero(whole & of_test)
+        tiles = np.flatnonzero(long_enough & of_test)
         admitted = self.pool.offer(np.zeros(len(tiles), np.int64), self._rng.random(len(tiles)))
         chosen = tiles[admitted.candidate]
         fires = np.zeros((len(starts), len(self.firings)), np.bool_)
@@ -163,7 +163,7 @@ def observe(model: Transcoder, store: Store, held_out: NDArray[np.bool_], settin
     """
     observer = Observer(model, held_out, settings)
     with tqdm(desc="features", total=min(settings.tokens, store.tokens), unit="tok", unit_scale=True) as bar:
-        for block in whole_contexts(store, settings.tokens, model.W_enc.device):
+        for block in complete_contexts(store, settings.tokens, model.W_enc.device):
             observer.add(block)
             bar.update(len(block.token))
     if not observer.firings.any():
@@ -177,7 +177,7 @@ def observe(model: Transcoder, store: Store, held_out: NDArray[np.bool_], settin
 def _best_of_groups(
     latent: NDArray[np.int64], group: NDArray[np.int32], value: NDArray[np.float32]
 ) -> NDArray[np.int64]:
-    """The entry with the largest value in each run of equal (latent, group); the first, if several."""
+    """Return the entry with the largest value in each run of equal (latent, group); the first, if several."""
     starts = np.flatnonzero((np.diff(latent, prepend=-1) != 0) | (np.diff(group, prepend=-1) != 0))
     run = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(latent)))
     best = np.flatnonzero(value == np.maximum.reduceat(value, starts)[run])

@@ -23,7 +23,7 @@ tokens. Answer with JSON alone, a 1 (active) or 0 for each excerpt in order: {"a
 
 
 class OpenAI:
-    """Describes and predicts by questions to an OpenAI-compatible server."""
+    """Describe and predict by questions to an OpenAI-compatible server."""
 
     name = "openai"
 
@@ -31,15 +31,15 @@ class OpenAI:
         self._endpoint, self.concurrency = endpoint, concurrency
 
     def describe(self, evidence: Evidence) -> Description:
-        """One question."""
-        shown = [*evidence.top[: CONTEXTS // 2], *evidence.sampled[: CONTEXTS // 2]]
-        largest = max((value for context in shown for value in context.values), default=1.0)
-        excerpts = "\n".join(f"{i}. {_marked(context, largest)}" for i, context in enumerate(shown, 1))
+        """Ask one question for a description."""
+        contexts = [*evidence.top[: CONTEXTS // 2], *evidence.sampled[: CONTEXTS // 2]]
+        largest = max((value for context in contexts for value in context.values), default=1.0)
+        excerpts = "\n".join(f"{i}. {_marked(context, largest)}" for i, context in enumerate(contexts, 1))
         question = f"Excerpts:\n{excerpts}\n\nPromoted tokens: {', '.join(map(json.dumps, evidence.promoted))}"
         return Description(self._endpoint.ask(_messages(DESCRIBE, question), _read_description), self.name)
 
     def detect(self, description: Description, windows: list[list[str]]) -> list[bool]:
-        """One question for all windows."""
+        """Ask one question for all windows."""
         excerpts = "\n".join(f"{i}. {_one_line(''.join(window))}" for i, window in enumerate(windows, 1))
         question = f"Description: {description.text}\n\n{len(windows)} excerpts:\n{excerpts}"
 
@@ -60,17 +60,19 @@ def _read_description(content: str) -> str:
     text = _json_of(content).get("description")
     if not isinstance(text, str) or not text.strip():
         raise ValueError("the answer holds no description")
+    # Half a surrogate pair is no text: nothing could write it to a table or a page.
+    text = text.encode("utf-8", "replace").decode("utf-8")
     return _one_line(text.strip())[:LONGEST]
 
 
 def _json_of(content: str) -> dict[str, Any]:
-    """The JSON object in an answer; models put words or code fences around it."""
+    """Return the JSON object in an answer; models put words or code fences around it."""
     try:
-        found = json.loads(content[content.index("{") : content.rindex("}") + 1])
+        parsed = json.loads(content[content.index("{") : content.rindex("}") + 1])
     except ValueError:
         raise ValueError("the answer holds no JSON object") from None
-    assert isinstance(found, dict)
-    return found
+    assert isinstance(parsed, dict)
+    return parsed
 
 
 def _marked(context: Context, largest: float) -> str:

@@ -97,12 +97,12 @@ def _pairs(names: Sequence[Any], values: Any) -> list[tuple[Any, float]]:
 
 
 def _short(values: Any) -> list[float]:
-    """Three significant digits: what a reader sees."""
+    """Round to three significant digits: what a reader sees."""
     return [float(f"{value:.3g}") for value in values]
 
 
 def _script(path: Path, call: str, content: Any) -> None:
-    """JSON is JavaScript; < is escaped so that no browser takes text for markup, whatever loads the file."""
+    """Write JSON as a script, < escaped so that no browser takes text for markup, whatever loads the file."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in ("<", "\u2028", "\u2029"):
         text = text.replace(character, f"\\u{ord(character):04x}")

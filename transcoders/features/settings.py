@@ -9,7 +9,7 @@ from transcoders.core.settings import Settings
 
 
 class OpenAISettings(Settings):
-    """How to ask an OpenAI-compatible server; the key, if it wants one, is OPENAI_API_KEY in the environment."""
+    """Say how to ask an OpenAI-compatible server; the key, if it wants one, is OPENAI_API_KEY in the environment."""
 
     url: str | None = None
     """The server's address, which usually ends in /v1."""
@@ -36,7 +36,7 @@ class OpenAISettings(Settings):
 
 
 class DescribeSettings(Settings):
-    """Who describes the latents."""
+    """Say who describes the latents."""
 
     explainer: Literal["statistics", "openai"] = "statistics"
     triggers: int = Field(default=24, gt=0)
@@ -50,7 +50,7 @@ class DescribeSettings(Settings):
 
 
 class FeatureSettings(Settings):
-    """What the pass over the store keeps of every latent."""
+    """Say what the pass over the store keeps of every latent."""
 
     tokens: int = Field(default=200_000, gt=0)
     """Stored tokens to read, of all documents (all, if there are fewer)."""

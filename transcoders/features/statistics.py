@@ -18,22 +18,22 @@ COMPANION_WEIGHT = 0.6
 
 
 def word(token: str) -> str:
-    """What makes tokens the same word: case and spaces around it do not matter."""
+    """Return what tokens that are the same word have in common: case and spaces around it do not matter."""
     return token.strip().lower() or token
 
 
 class Statistics:
-    """Describes by counting; predicts a firing where the words that it listed make one likely."""
+    """Describe by counting; predict a firing where the words that it listed make one likely."""
 
     name = "statistics"
     concurrency = 1
 
     def __init__(self, windows: int, window: int, words: Mapping[str, int], settings: DescribeSettings) -> None:
-        """``words``: of ``windows`` windows of ``window`` tokens, how many hold each word."""
+        """Take ``words``: of ``windows`` windows of ``window`` tokens, how many hold each word."""
         self._windows, self._window, self._words, self._settings = windows, window, words, settings
 
     def describe(self, evidence: Evidence) -> Description:
-        """Words on which the latent fires, weighed by how rarely they occur without, and their company."""
+        """List words on which the latent fires, weighed by how rarely they occur without, and their company."""
         fired = Counter(
             word(token)
             for context in evidence.sampled
@@ -58,30 +58,30 @@ class Statistics:
         )
 
     def detect(self, description: Description, windows: list[list[str]]) -> list[bool]:
-        """Whether the listed words make a firing likelier than it is in any window."""
+        """Say whether the listed words make a firing likelier than it is in any window."""
         return [self._evidence(description, {word(token) for token in tokens}) > 0 for tokens in windows]
 
     @staticmethod
     def _evidence(description: Description, present: set[str]) -> float:
-        """Log of (firings to expect in this window / in any), and the companions' say."""
+        """Return the log of (firings to expect in this window / in any), with the companions' say."""
         firings = description.elsewhere + _total(description.triggers, present)
         return math.log(max(firings, 1e-9) / description.expected) + COMPANION_WEIGHT * _total(
             description.companions, present
         )
 
     def _companions(self, contexts: list[Context], triggers: set[str]) -> dict[str, float]:
-        """The words that tell most about whether a window holds a firing (largest G statistic)."""
+        """Return the words that tell most about whether a window holds a firing (largest G statistic)."""
         n = len(contexts)
         held = Counter(name for context in contexts for name in {word(token) for token in context.tokens})
-        found = []
+        candidates = []
         for name, count in held.items():
             usual = (self._words.get(name, 0) + 0.5) / (self._windows + 1)
             share = (count + SMOOTHING * usual) / (n + SMOOTHING)
             if name not in triggers and count > 1 and share > usual:
                 log_ratio = math.log(share / usual)
                 gain = share * log_ratio + (1 - share) * math.log((1 - share) / (1 - usual)) if share < 1 else log_ratio
-                found.append((-gain, name, log_ratio))
-        return {name: log_ratio for _, name, log_ratio in sorted(found)[: self._settings.companions]}
+                candidates.append((-gain, name, log_ratio))
+        return {name: log_ratio for _, name, log_ratio in sorted(candidates)[: self._settings.companions]}
 
     @staticmethod
     def _text(fired: Counter[str], companions: Iterable[str], evidence: Evidence) -> str:
@@ -96,7 +96,7 @@ class Statistics:
 
 
 def quoted(text: str) -> str:
-    """``text`` in quotation marks, line breaks made visible."""
+    """Return ``text`` in quotation marks, line breaks made visible."""
     return "“" + text.replace("\n", "⏎").replace("\t", "⇥") + "”"
 
 

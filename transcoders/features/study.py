@@ -23,7 +23,7 @@ from transcoders.language.model import load_model, load_tokenizer
 
 
 class Study(NamedTuple):
-    """All that is known of the latents that fire."""
+    """Hold all that is known of the latents that fire."""
 
     latents: pd.DataFrame
     contexts: pd.DataFrame

@@ -25,7 +25,7 @@ def latents_table(
     relatives: tuple[list[Relatives], list[Relatives]],
     texts: Texts,
 ) -> pd.DataFrame:
-    """One row a living latent."""
+    """Return a table of one row a living latent."""
     living = latents.living
     groups = observer.model.config.groups
     of_group = np.searchsorted([group.stop for group in groups], living, side="right") + 1
@@ -61,12 +61,12 @@ def latents_table(
 
 
 def scores_of(described: list[Described]) -> NDArray[np.float64]:
-    """Detection scores; NaN where there is none."""
+    """Return detection scores; NaN where there is none."""
     return np.array([np.nan if d.score is None else d.score for d in described])
 
 
 def _words(description: Description | None) -> str:
-    """What ``statistics`` predicts from, as JSON."""
+    """Return what ``statistics`` predicts from, as JSON."""
     if description is None or not description.triggers:
         return ""
     content = asdict(description)
@@ -74,7 +74,7 @@ def _words(description: Description | None) -> str:
 
 
 def contexts_table(observer: Observer, latents: Latents, texts: Texts) -> pd.DataFrame:
-    """One row a context to show: the ``top`` ones, and some of each quarter of the sampled activations.
+    """Return a row for each context to show: the ``top`` ones, and some of each quarter of the sampled activations.
 
     Columns: latent, kind (top, or q1, the weakest quarter, to q4), document, context, tokens, values.
     """
@@ -99,19 +99,19 @@ def contexts_table(observer: Observer, latents: Latents, texts: Texts) -> pd.Dat
 
 
 def _quantile_slots(observer: Observer, latent: int) -> list[tuple[int, int]]:
-    """(quarter, slot) of up to PER_QUANTILE sampled firings each, from different contexts where possible."""
+    """Return (quarter, slot) of up to PER_QUANTILE sampled firings each, from different contexts if possible."""
     keeper = observer.sample
     slots = keeper.of(latent)
     centre = 2 * observer.settings.window // 3
     strength = keeper.fields["values"][latent][slots, centre]
     order = slots[np.argsort(strength, kind="stable")]
-    found, seen = [], set()
+    slots_of_quarters, seen = [], set()
     for quarter, part in reversed(list(enumerate(np.array_split(order, QUANTILES), 1))):
         taken = 0
         for slot in part[::-1].tolist():
             context = int(keeper.fields["context"][latent, slot])
             if taken < PER_QUANTILE and context not in seen:
                 seen.add(context)
-                found.append((quarter, slot))
+                slots_of_quarters.append((quarter, slot))
                 taken += 1
-    return found
+    return slots_of_quarters

@@ -37,9 +37,9 @@ def card(
     fidelity: Mapping[str, Mapping[str, Any]],
     metrics: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    """The model card of the runs in ``configs`` (by name), exported to ``target``; ``metrics`` may lack runs."""
-    said = next(iter(configs.values())).provenance
-    base = str(said["model"]) if said.get("model") else None
+    """Return the model card of the runs in ``configs`` (by name), exported to ``target``; ``metrics`` may lack runs."""
+    provenance = next(iter(configs.values())).provenance
+    base = str(provenance["model"]) if provenance.get("model") else None
     gemma = bool(base and "gemma" in base)
     parts = [
         _header(base, gemma),
@@ -69,18 +69,18 @@ def _header(base: str | None, gemma: bool) -> str:
 
 
 def _facts(config: TranscoderConfig) -> dict[str, Any]:
-    said = config.provenance
+    provenance = config.provenance
     facts = {
-        "layer": said.get("layer"),
-        "x": said.get("hf_hook_in"),
-        "y": said.get("hf_hook_out"),
+        "layer": provenance.get("layer"),
+        "x": provenance.get("hf_hook_in"),
+        "y": provenance.get("hf_hook_out"),
         "latents": config.d_hidden,
         "d_in, d_out": f"{config.d_in}, {config.d_out}",
         "trained with": f"{config.encoder}, k = {config.k}{', skip connection' if config.skip else ''}",
         "valid prefixes": ", ".join(map(str, config.prefixes)) or None,
-        "model weights (SHA-256)": said.get("model_hash"),
-        "split": said.get("split_hash"),
-        "seed": said.get("seed"),
+        "model weights (SHA-256)": provenance.get("model_hash"),
+        "split": provenance.get("split_hash"),
+        "seed": provenance.get("seed"),
     }
     return {name: value for name, value in facts.items() if value is not None}
 

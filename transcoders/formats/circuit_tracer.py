@@ -1,55 +1,80 @@
 """circuit-tracer's transcoder sets: ``config.yaml`` and ``layer_{i}.safetensors`` for every layer from 0."""
 
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from ruamel.yaml import YAML
-from safetensors.torch import save_file
 
 from transcoders.core.errors import UserError
 from transcoders.core.files import read_yaml, replacing
+from transcoders.core.tensors import save_tensors
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.formats.build import Stored, build
+from transcoders.formats.build import Placement, build, check_settings
 from transcoders.formats.locate import Source
 from transcoders.formats.weights import open_weights
 
 CONFIG = "config.yaml"
-TENSORS = {"W_enc": Stored("W_enc"), "b_enc": Stored("b_enc"), "W_dec": Stored("W_dec"), "b_dec": Stored("b_dec")}
-THRESHOLD = {"threshold": Stored("activation_function.threshold")}
-SKIP = {"W_skip": Stored("W_skip")}
+TENSORS = {
+    "W_enc": Placement("W_enc"),
+    "b_enc": Placement("b_enc"),
+    "W_dec": Placement("W_dec"),
+    "b_dec": Placement("b_dec"),
+}
+THRESHOLD = {"threshold": Placement("activation_function.threshold")}
+SKIP = {"W_skip": Placement("W_skip")}
+HARMLESS = "model_name feature_input_hook feature_output_hook scan transcoders repo_id revision subfolder fidelity"
 HOOKS = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "hook_mlp_out"}
 """What the MLP receives and what the block adds, in the names of circuit-tracer's model."""
 
 
 def read(source: Source, device: torch.device | str) -> Transcoder:
-    """One layer of a set; ``source.folder`` is the file itself."""
+    """Read one layer of a set; ``source.folder`` is the file itself."""
     file = source.folder
-    said = read_yaml(file.parent / CONFIG, str(file.parent / CONFIG))
+    settings = read_yaml(file.parent / CONFIG, str(file.parent / CONFIG))
     for key in HOOKS:
-        if not isinstance(said, dict) or not isinstance(said.get(key), str):
+        if not isinstance(settings, dict) or not isinstance(settings.get(key), str):
             raise UserError(f"{file.parent / CONFIG}: {key} is missing; it says what the transcoders read and predict")
-    if not isinstance(said.get("model_name"), str | None):
+    if not isinstance(settings.get("model_name"), str | None):
         raise UserError(f"{file.parent / CONFIG}: model_name is no text; correct it")
+    check_settings(file.parent / CONFIG, settings, HARMLESS, {"model_kind": "transcoder_set"})
     weights = open_weights(file)
     jumps = THRESHOLD["threshold"].name in weights.tensors
     layout = TENSORS | (THRESHOLD if jumps else {}) | (SKIP if "W_skip" in weights.tensors else {})
-    layer = int(file.stem.removeprefix("layer_"))
-    hooks = {key: f"blocks.{layer}.{said[full]}" for key, full in zip(("hook_in", "hook_out"), HOOKS, strict=True)}
+    layer = _layer(file, settings.get("transcoders"))
+    hooks = {key: f"blocks.{layer}.{settings[full]}" for key, full in zip(("hook_in", "hook_out"), HOOKS, strict=True)}
     provenance = {
         "source": source.name,
         "format": "circuit-tracer",
         "layer": layer,
-        "model": said.get("model_name"),
+        "model": settings.get("model_name"),
         **hooks,
-        "gain_applied": said["feature_input_hook"] != "ln2.hook_normalized",
+        "gain_applied": settings["feature_input_hook"] != "ln2.hook_normalized",
     }
     return build(weights, layout, "jumprelu" if jumps else "relu", None, provenance, device)
 
 
+def _layer(file: Path, listed: Any) -> int:
+    """Return the layer of ``file``: its place among ``transcoders`` in config.yaml, else the number in its name."""
+    config = file.parent / CONFIG
+    if not isinstance(listed, list | None):
+        raise UserError(f"{config}: transcoders is no list; expected the files of layers 0, 1, ...")
+    places = [layer for layer, path in enumerate(listed or ()) if PurePosixPath(str(path)).name == file.name]
+    named = re.fullmatch(r"layer_(\d+)", file.stem)
+    layers = set(places) | ({int(named[1])} if named else set())
+    if len(layers) != 1:
+        claimed = " and ".join(map(str, sorted(layers))) or "none"
+        raise UserError(
+            f"{file}: the layers that its name and {config} say: {claimed}; name it layer_<i>.safetensors, or list the "
+            f"files of layers 0, 1, ... as transcoders in {config}"
+        )
+    return layers.pop()
+
+
 def write(models: Mapping[int, Transcoder], folder: Path, metadata: Mapping[str, Any]) -> None:
-    """Raw-unit transcoders without TopK, by layer, as a set that ``load_transcoder_set`` reads.
+    """Write raw-unit transcoders without TopK, by layer, as a set that ``load_transcoder_set`` reads.
 
     Raises:
         UserError: layers from 0 on are missing, or the transcoders differ in size or model.
@@ -72,9 +97,8 @@ def write(models: Mapping[int, Transcoder], folder: Path, metadata: Mapping[str,
         raise UserError(f"circuit-tracer wants transcoders of one model; these are of {', '.join(sorted(names))}")
     layout = TENSORS | THRESHOLD | SKIP
     for layer, model in models.items():
-        tensors = {layout[name].name: value.detach().contiguous().cpu() for name, value in model.named_parameters()}
-        with replacing(folder / f"layer_{layer}.safetensors") as temporary:
-            save_file(tensors, temporary)
+        tensors = {layout[name].name: value for name, value in model.named_parameters()}
+        save_tensors(folder / f"layer_{layer}.safetensors", tensors)
     with replacing(folder / CONFIG) as temporary:
         content = {"model_name": names.pop(), "model_kind": "transcoder_set", **HOOKS, "scan": folder.name}
         YAML().dump(

@@ -19,21 +19,21 @@ MARGIN = 1e-3
 
 
 class Samples(NamedTuple):
-    """Activations to calibrate a threshold on, and others to measure the result on."""
+    """Give activations to calibrate a threshold on, and others to measure the result on."""
 
     calibration: Callable[[], Iterable[LabelledBatch]]
     test: Callable[[], Iterable[LabelledBatch]]
 
 
 class Exported(NamedTuple):
-    """A transcoder to write, and how faithful it is to the one that was trained."""
+    """Hold a transcoder to write, and how faithful it is to the one that was trained."""
 
     model: Transcoder
     fidelity: dict[str, Any]
 
 
 def folded(model: Transcoder) -> Transcoder:
-    """The same function with scales of 1: raw x in, raw y out, latents unchanged."""
+    """Return the same function with scales of 1: raw x in, raw y out, latents unchanged."""
     config = model.config
     raw = Transcoder(config.model_copy(update={"input_scale": 1.0, "output_scale": 1.0}))
     factors = {
@@ -48,7 +48,7 @@ def folded(model: Transcoder) -> Transcoder:
 
 
 def as_thresholded(model: Transcoder, samples: Samples | None) -> Exported:
-    """For formats without TopK: exactly, or as JumpReLU with calibrated thresholds.
+    """Convert for formats without TopK: exactly, or to JumpReLU with calibrated thresholds.
 
     Raises:
         UserError: it must be calibrated, and there are no activations to do it on.
@@ -62,7 +62,7 @@ def as_thresholded(model: Transcoder, samples: Samples | None) -> Exported:
 
 
 def as_topk(model: Transcoder, samples: Samples | None) -> Exported:
-    """For formats with nothing but TopK: exactly, or as a plain TopK of the same k.
+    """Convert for formats with nothing but TopK: exactly, or to a plain TopK of the same k.
 
     Raises:
         UserError: its fidelity must be measured, and there are no activations to do it on.
@@ -94,7 +94,7 @@ def _with(model: Transcoder, config: dict[str, Any], weights: dict[str, Tensor])
 
 @torch.inference_mode()
 def calibrate(model: Transcoder, samples: Samples) -> Float[Tensor, "d_hidden"]:
-    """For each latent the threshold that lets through what TopK does, as nearly as one number can.
+    """Return for each latent the threshold that lets through what TopK does, as nearly as one number can.
 
     With p the pre-activations it minimises ``sum p^2`` over the tokens that are wrong: chosen by TopK but not
     above the threshold, or above it but not chosen. What TopK never chose gets the highest threshold of all.
@@ -104,26 +104,26 @@ def calibrate(model: Transcoder, samples: Samples) -> Float[Tensor, "d_hidden"]:
     for batch in samples.calibration():
         chosen = model.encode(batch.x)
         least.scatter_reduce_(0, chosen.indices.long().cpu(), chosen.values.cpu(), "amin")
-    indices, values, kept = [], [], []
+    indices, values, by_topk = [], [], []
     for batch in samples.calibration():  # nothing below its latent's least chosen value matters
         above = kernels.threshold_encode(batch.x, model.W_enc, model.b_enc, least.to(batch.x) * (1 - MARGIN))
         dense = model.encode(batch.x).dense()
         indices.append(above.indices.long().cpu())
         values.append(above.values.cpu())
-        kept.append((dense[above.rows(), above.indices.long()] > 0).cpu())
-    return _best_thresholds(torch.cat(indices), torch.cat(values), torch.cat(kept), d_hidden).to(model.W_enc)
+        by_topk.append((dense[above.rows(), above.indices.long()] > 0).cpu())
+    return _best_thresholds(torch.cat(indices), torch.cat(values), torch.cat(by_topk), d_hidden).to(model.W_enc)
 
 
 def _best_thresholds(
-    indices: Int[Tensor, "n"], values: Float[Tensor, "n"], kept: Bool[Tensor, "n"], d_hidden: int
+    indices: Int[Tensor, "n"], values: Float[Tensor, "n"], by_topk: Bool[Tensor, "n"], d_hidden: int
 ) -> Float[Tensor, "d_hidden"]:
-    """Of each latent's candidates, the cut with the least sum of squares on its wrong sides."""
+    """Return, of each latent's candidates, the cut with the least sum of squares on its wrong sides."""
     order = values.argsort()
     order = order[indices[order].argsort(stable=True)]
-    values, kept, indices = values[order].double(), kept[order], indices[order]
+    values, by_topk, indices = values[order].double(), by_topk[order], indices[order]
     ends = torch.bincount(indices, minlength=d_hidden).cumsum(0)
     # A cut after entry j turns it and those before it away: right where TopK did too.
-    gain = torch.where(kept, -1.0, 1.0) * values.square()
+    gain = torch.where(by_topk, -1.0, 1.0) * values.square()
     threshold = torch.full((d_hidden,), torch.nan)
     for latent, (start, stop) in enumerate(pairwise([0, *ends.tolist()])):
         if start == stop:
@@ -140,7 +140,7 @@ def _best_thresholds(
 
 @torch.inference_mode()
 def fidelity(original: Transcoder, exported: Transcoder, samples: Samples, method: str) -> dict[str, Any]:
-    """How far ``exported`` is from ``original`` (both in raw units) on held-out tokens."""
+    """Measure how far ``exported`` is from ``original`` (both in raw units) on held-out tokens."""
     batches = list(samples.test())
     y = torch.cat([batch.y for batch in batches])
     before, after = ([model.forward_with_info(batch.x) for batch in batches] for model in (original, exported))

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Trained(NamedTuple):
-    """A run: its name, its transcoder, activations of its layer if there are any, and its metrics."""
+    """Hold a run: its name, its transcoder, activations of its layer if there are any, and its metrics."""
 
     name: str
     model: Transcoder
@@ -86,7 +86,7 @@ def _by_layer(done: Mapping[str, Exported]) -> dict[int, Transcoder]:
 
 
 def samples_of(data: Path, model: Transcoder) -> Samples | None:
-    """Training activations to calibrate on and test ones to measure on, from ``data`` as the pipeline leaves it."""
+    """Open training activations to calibrate on and test ones to measure on, in ``data`` as the pipeline leaves it."""
     path, split = data / f"activations/layer_{model.config.provenance.get('layer')}.zarr", data / "split.parquet"
     if not path.exists() or not split.is_file():
         return None

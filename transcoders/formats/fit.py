@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def fitted(model: Transcoder, name: str, store: Mapping[str, Any]) -> Transcoder:
-    """The transcoder as it reads our x; ``store`` holds the attributes of the activations.
+    """Return the transcoder as it reads our x; ``store`` holds the attributes of the activations.
 
     Gemma Scope reads the norm's output before the gain g, so ``W x / g`` becomes ``(W / g) x``.
 

@@ -8,29 +8,30 @@ import torch
 from transcoders.core.errors import UserError
 from transcoders.core.files import read_json
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.formats.build import Stored, build
+from transcoders.formats.build import Placement, build, check_settings
 from transcoders.formats.locate import Source
 from transcoders.formats.weights import DOWNLOAD, open_weights
 
 FIRST = {
-    "W_enc": Stored("W_enc", transposed=True),
-    "b_enc": Stored("b_enc"),
-    "W_dec": Stored("W_dec"),
-    "b_dec": Stored("b_dec"),
-    "threshold": Stored("threshold"),
+    "W_enc": Placement("W_enc", transposed=True),
+    "b_enc": Placement("b_enc"),
+    "W_dec": Placement("W_dec"),
+    "b_dec": Placement("b_dec"),
+    "threshold": Placement("threshold"),
 }
 SECOND = {
-    "W_enc": Stored("w_enc", transposed=True),
-    "b_enc": Stored("b_enc"),
-    "W_dec": Stored("w_dec"),
-    "b_dec": Stored("b_dec"),
-    "threshold": Stored("threshold"),
+    "W_enc": Placement("w_enc", transposed=True),
+    "b_enc": Placement("b_enc"),
+    "W_dec": Placement("w_dec"),
+    "b_dec": Placement("b_dec"),
+    "threshold": Placement("threshold"),
 }
-AFFINE = {"W_skip": Stored("affine_skip_connection", transposed=True)}  # [d_in, d_out]
+HARMLESS = "architecture model_name hf_hook_point_in hf_hook_point_out affine_connection width l0 type"
+AFFINE = {"W_skip": Placement("affine_skip_connection", transposed=True)}  # [d_in, d_out]
 
 
 def read_first(source: Source, device: torch.device | str) -> Transcoder:
-    """A folder of Gemma Scope: its path alone tells the layer, the model and the L0.
+    """Read a folder of Gemma Scope: its path alone tells the layer, the model and the L0.
 
     Its input is the norm's output *before* the gain (``ln2.hook_normalized``): ``gain_applied`` is false.
     """
@@ -52,7 +53,7 @@ def read_first(source: Source, device: torch.device | str) -> Transcoder:
 
 
 def read_second(source: Source, device: torch.device | str) -> Transcoder:
-    """A folder of Gemma Scope 2, with or without its ``config.json``.
+    """Read a folder of Gemma Scope 2, with or without its ``config.json``.
 
     Raises:
         UserError: it is no per-layer transcoder, or ``config.json`` contradicts the tensors or the path.
@@ -74,17 +75,17 @@ def read_second(source: Source, device: torch.device | str) -> Transcoder:
         "hf_hook_out": config["hf_hook_point_out"],
         "gain_applied": True,
     }
-    found = AFFINE["W_skip"].name in weights.tensors
-    if found != affine:
+    has_affine = AFFINE["W_skip"].name in weights.tensors
+    if has_affine != affine:
         raise UserError(
             f"{source.name}: affine_connection is {str(affine).lower()}, but params.safetensors "
-            f"{'holds' if found else 'lacks'} {AFFINE['W_skip'].name}; the two files are not of one transcoder"
+            f"{'holds' if has_affine else 'lacks'} {AFFINE['W_skip'].name}; the two files are not of one transcoder"
         )
     return build(weights, SECOND | AFFINE if affine else SECOND, "jumprelu", None, provenance, device)
 
 
 def _config(source: Source) -> dict[str, Any]:
-    """``config.json``, or what the path says where there is none."""
+    """Return ``config.json``, or what the path says where there is none."""
     layer, repository = _number(r"layer_(\d+)", source.path), re.search(r"gemma-scope-2-\w+-(?:pt|it)", source.path)
     inferred = {
         "architecture": "jump_relu",
@@ -95,6 +96,7 @@ def _config(source: Source) -> dict[str, Any]:
     }
     file = source.folder / "config.json"
     config = inferred | (read_json(file, DOWNLOAD) if file.is_file() else {})
+    check_settings(file, config, HARMLESS, {})
     for key, value in config.items():
         optional = key == "model_name" and value is None
         if key in inferred and not optional and type(value) is not (bool if key == "affine_connection" else str):
@@ -105,14 +107,16 @@ def _config(source: Source) -> dict[str, Any]:
 
 
 def _layer(config: dict[str, Any], source: Source) -> int | None:
-    said, named = _number(r"layers\.(\d+)\.", config["hf_hook_point_in"]), _number(r"layer_(\d+)", source.path)
-    if said is not None and named is not None and said != named:
-        raise UserError(f"{source.name}: config.json says layer {said}, the folder's name layer {named}; which is it?")
-    return named if said is None else said
+    configured, named = _number(r"layers\.(\d+)\.", config["hf_hook_point_in"]), _number(r"layer_(\d+)", source.path)
+    if configured is not None and named is not None and configured != named:
+        raise UserError(
+            f"{source.name}: config.json says layer {configured}, the folder's name layer {named}; which is it?"
+        )
+    return named if configured is None else configured
 
 
 def _model_name(name: str | None) -> str | None:
-    """As the Hub spells it: config.json writes ``gemma-v3-…``, and the 270m model has no ``-pt``."""
+    """Spell the name as the Hub does: config.json writes ``gemma-v3-…``, and the 270m model has no ``-pt``."""
     if name is None:
         return None
     name = "google/" + name.removeprefix("google/").replace("-v3", "-3")
@@ -120,5 +124,5 @@ def _model_name(name: str | None) -> str | None:
 
 
 def _number(pattern: str, text: str) -> int | None:
-    found = re.search(pattern, text)
-    return int(found[1]) if found else None
+    match = re.search(pattern, text)
+    return int(match[1]) if match else None

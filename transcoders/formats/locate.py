@@ -24,11 +24,11 @@ FILES = (
 
 
 class HubUnreachableError(UnreachableError):
-    """The Hub gave no answer: nothing is wrong with the reference."""
+    """Tell that the Hub gave no answer: nothing is wrong with the reference."""
 
 
 class Source(NamedTuple):
-    """A transcoder's files."""
+    """Say where a transcoder's files are."""
 
     name: str
     """As the user wrote it, for messages."""
@@ -38,31 +38,31 @@ class Source(NamedTuple):
 
 
 def locate(reference: str) -> Source:
-    """A local path, or files of a URL or of a Hub repository, downloaded into a cache.
+    """Return a local path, or the files of a URL or a Hub repository, downloaded into a cache.
 
     Raises:
         UserError: there is no such thing, or the user may not read it; UnreachableError: no connection.
     """
     local = place(reference)
     if isinstance(local, str):  # a set's layers are large: one of them must be named
-        found = fetched(local, [name for name in FILES if not name.startswith("layer_")])
-        return Source(redacted(local), found, redacted(local))
+        downloaded = fetched(local, [name for name in FILES if not name.startswith("layer_")])
+        return Source(redacted(local), downloaded, redacted(local))
     if local.exists() or not is_hub_reference(reference):
         return Source(reference, local, str(local.resolve()))
     repo, _, folder = reference.partition(":")
     folder = folder.strip("/")
-    found = download(repo, folder)
-    return Source(reference, found, f"{repo}/{folder}")
+    downloaded = download(repo, folder)
+    return Source(reference, downloaded, f"{repo}/{folder}")
 
 
 def is_hub_reference(reference: str) -> bool:
-    """``org/repo:folder`` (the folder may be empty)."""
+    """Say whether a reference is ``org/repo:folder`` (the folder may be empty)."""
     repo, colon, folder = reference.partition(":")
     return bool(colon) and repo.count("/") == 1 and not repo.startswith((".", "/")) and ".." not in folder.split("/")
 
 
 def download(repo: str, folder: str) -> Path:
-    """The folder's known files in the local cache; what is there already is not fetched again."""
+    """Download the folder's known files into the local cache; what is there already is not fetched again."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -106,5 +106,5 @@ def download(repo: str, folder: str) -> Path:
 
 
 def connection_broke(error: Exception) -> bool:
-    """Whether the network failed: which library says so depends on huggingface_hub's version."""
+    """Say whether the network failed: which library says so depends on huggingface_hub's version."""
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpx2", "requests")

@@ -58,9 +58,8 @@ def _unknown(source: Source) -> str:
     if not path.is_dir():
         return f"{source.name}: there is no such file or folder"
     if (path / circuit_tracer.CONFIG).is_file():
-        return (
-            f"{source.name}: is a set of many layers; name one of its files, such as {source.name}/layer_0.safetensors"
-        )
+        file = min((file.name for file in path.glob("*.safetensors")), default="layer_0.safetensors")
+        return f"{source.name}: is a set of many layers; name one of its files, such as {source.name}/{file}"
     names = sorted(entry.name for entry in path.iterdir())
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles:

@@ -4,25 +4,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from transcoders.core.errors import UserError
-from transcoders.core.files import read_json, replacing, write_json
+from transcoders.core.files import read_json, write_json
+from transcoders.core.tensors import save_tensors
 from transcoders.dictionary.names import EncoderName
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.formats.build import Stored, build
+from transcoders.formats.build import Placement, build, check_settings
 from transcoders.formats.locate import Source
 from transcoders.formats.weights import DOWNLOAD, open_weights
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 TENSORS = {
-    "W_enc": Stored("W_enc", transposed=True),
-    "b_enc": Stored("b_enc"),
-    "W_dec": Stored("W_dec"),
-    "b_dec": Stored("b_dec"),
+    "W_enc": Placement("W_enc", transposed=True),
+    "b_enc": Placement("b_enc"),
+    "W_dec": Placement("W_dec"),
+    "b_dec": Placement("b_dec"),
 }
-THRESHOLD = {"threshold": Stored("threshold")}
-SKIP = {"W_skip": Stored("W_skip")}
+THRESHOLD = {"threshold": Placement("threshold")}
+SKIP = {"W_skip": Placement("W_skip")}
 ARCHITECTURES: dict[str, tuple[EncoderName, bool]] = {
     "transcoder": ("relu", False),
     "skip_transcoder": ("relu", True),
@@ -31,10 +31,24 @@ ARCHITECTURES: dict[str, tuple[EncoderName, bool]] = {
 }
 """SAELens's name -> our encoder, and whether there is a skip connection."""
 PLAIN = {"apply_b_dec_to_input": False, "normalize_activations": "none", "reshape_activations": "none"}
+FIXED = PLAIN | {
+    "activation_fn": "relu",
+    "activation_fn_str": "relu",
+    "finetuning_scaling_factor": False,
+    "rescale_acts_by_decoder_norm": False,
+}
+HARMLESS = """architecture d_in d_out d_sae dtype device metadata
+    model_name model_class_name model_from_pretrained_kwargs hook_point hook_name hook_layer hook_name_out
+    hook_layer_out hf_hook_name hf_hook_name_out context_size dataset_path dataset_trust_remote_code prepend_bos
+    exclude_special_tokens seqpos_slice neuronpedia_id sae_lens_version sae_lens_training_version
+    decoder_init_norm l1_coefficient lp_norm l1_warm_up_steps l0_coefficient l0_warm_up_steps
+    jumprelu_init_threshold jumprelu_bandwidth jumprelu_sparsity_loss_mode jumprelu_tanh_scale
+    pre_act_loss_coefficient"""
+"""What older versions wrote beside, and what training used."""
 
 
 def read(source: Source, device: torch.device | str) -> Transcoder:
-    """A folder as SAELens's ``save_model`` writes it.
+    """Read a folder as SAELens's ``save_model`` writes it.
 
     Raises:
         UserError: its architecture is no transcoder's, or it normalises or reshapes activations.
@@ -46,49 +60,43 @@ def read(source: Source, device: torch.device | str) -> Transcoder:
             f"{source.name}: architecture is {architecture!r}; transcoders in SAELens are "
             f"{', '.join(ARCHITECTURES)} (an autoencoder maps a place to itself and replaces no MLP)"
         )
-    for key, value in PLAIN.items():
-        if config.get(key, value) != value:
-            raise UserError(f"{source.name}: {key} is {config[key]!r}, expected {value!r}; fold it into the weights")
+    check_settings(source.folder / CONFIG, config, HARMLESS, FIXED)
     encoder, skip = ARCHITECTURES[architecture]
     layout = TENSORS | (THRESHOLD if encoder == "jumprelu" else {}) | (SKIP if skip else {})
     model = build(open_weights(source.folder / WEIGHTS), layout, encoder, None, _provenance(config, source), device)
-    for key, found in (("d_in", model.config.d_in), ("d_out", model.config.d_out), ("d_sae", model.config.d_hidden)):
-        if config.get(key) != found:
-            raise UserError(f"{source.name}: {CONFIG} says {key} = {config.get(key)}, {WEIGHTS} {found}; which is it?")
+    for key, size in (("d_in", model.config.d_in), ("d_out", model.config.d_out), ("d_sae", model.config.d_hidden)):
+        if config.get(key) != size:
+            raise UserError(f"{source.name}: {CONFIG} says {key} = {config.get(key)}, {WEIGHTS} {size}; which is it?")
     return model
 
 
 def _provenance(config: dict[str, Any], source: Source) -> dict[str, Any]:
-    said = config.get("metadata") or {}
-    if not isinstance(said, dict):
+    metadata = config.get("metadata") or {}
+    if not isinstance(metadata, dict):
         raise UserError(f"{source.name}: metadata in {CONFIG} is no object; expected one with model_name and hook_name")
-    hook = str(said.get("hook_name") or "")
+    hook = str(metadata.get("hook_name") or "")
     parts = [int(part) for part in hook.split(".") if part.isdigit()]
     return {
         "source": source.name,
         "format": "saelens",
         "layer": parts[0] if parts else None,
-        "model": said.get("model_name"),
+        "model": metadata.get("model_name"),
         "hook_in": hook or None,
-        "hook_out": said.get("hook_name_out"),
-        "hf_hook_in": said.get("hf_hook_name"),
-        "hf_hook_out": said.get("hf_hook_name_out"),
+        "hook_out": metadata.get("hook_name_out"),
+        "hf_hook_in": metadata.get("hf_hook_name"),
+        "hf_hook_out": metadata.get("hf_hook_name_out"),
         "gain_applied": not hook.endswith("ln2.hook_normalized"),
     }
 
 
 def write(model: Transcoder, folder: Path, metadata: dict[str, Any]) -> None:
-    """A raw-unit transcoder without TopK as a folder that ``SAE.load_from_disk`` reads."""
+    """Write a raw-unit transcoder without TopK as a folder that ``SAE.load_from_disk`` reads."""
     names = {pair: name for name, pair in ARCHITECTURES.items()}
     config = model.config
     encoder: EncoderName = "relu" if config.encoder == "relu" else "jumprelu"
-    tensors = {
-        name: (value.detach().T if name == "W_enc" else value.detach()).contiguous().cpu()
-        for name, value in model.named_parameters()
-    }
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary)
-    said = config.provenance
+    tensors = {name: value.T if name == "W_enc" else value for name, value in model.named_parameters()}
+    save_tensors(folder / WEIGHTS, tensors)
+    provenance = config.provenance
     write_json(
         folder / CONFIG,
         {
@@ -100,11 +108,11 @@ def write(model: Transcoder, folder: Path, metadata: dict[str, Any]) -> None:
             "device": "cpu",
             **PLAIN,
             "metadata": {
-                "model_name": said.get("model"),
-                "hook_name": said.get("hook_in"),
-                "hook_name_out": said.get("hook_out"),
-                "hf_hook_name": said.get("hf_hook_in"),
-                "hf_hook_name_out": said.get("hf_hook_out"),
+                "model_name": provenance.get("model"),
+                "hook_name": provenance.get("hook_in"),
+                "hook_name_out": provenance.get("hook_out"),
+                "hf_hook_name": provenance.get("hf_hook_in"),
+                "hf_hook_name_out": provenance.get("hf_hook_out"),
                 "prepend_bos": True,
                 **metadata,
             },

@@ -12,7 +12,7 @@ Reference = Annotated[str, Field(pattern=r"^[^<>\x00-\x1f]+$")]
 
 
 class CompareSettings(Settings):
-    """What stands beside the runs and the baselines."""
+    """Say what stands beside the runs and the baselines."""
 
     official: list[Reference]
     """Transcoders of others: a folder below inputs/transcoders, a URL, or ``org/repo:folder`` on the Hub;

@@ -5,28 +5,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from transcoders.core.errors import UserError
-from transcoders.core.files import read_json, replacing, write_json
+from transcoders.core.files import read_json, write_json
+from transcoders.core.tensors import save_tensors
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.formats.build import Stored, build
+from transcoders.formats.build import Placement, build, check_settings
 from transcoders.formats.locate import Source
 from transcoders.formats.weights import DOWNLOAD, open_weights
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 TENSORS = {
-    "W_enc": Stored("encoder.weight"),
-    "b_enc": Stored("encoder.bias"),
-    "W_dec": Stored("W_dec"),
-    "b_dec": Stored("b_dec"),
+    "W_enc": Placement("encoder.weight"),
+    "b_enc": Placement("encoder.bias"),
+    "W_dec": Placement("W_dec"),
+    "b_dec": Placement("b_dec"),
 }
-SKIP = {"W_skip": Stored("W_skip")}
+SKIP = {"W_skip": Placement("W_skip")}
 ACTIVATIONS = ("topk", "groupmax")
+HARMLESS = """activation expansion_factor normalize_decoder num_latents k multi_topk skip_connection transcode d_in
+    metadata"""
+"""Of these ``normalize_decoder`` and ``multi_topk`` matter in training alone."""
 
 
 def read(source: Source, device: torch.device | str) -> Transcoder:
-    """A folder as sparsify's ``SparseCoder.save_to_disk`` writes it.
+    """Read a folder as sparsify's ``SparseCoder.save_to_disk`` writes it.
 
     Raises:
         UserError: it is an autoencoder, or its activation is unknown.
@@ -37,6 +40,7 @@ def read(source: Source, device: torch.device | str) -> Transcoder:
     activation = config.get("activation", "topk")
     if activation not in ACTIVATIONS:
         raise UserError(f"{source.name}: activation is {activation!r}; known: {', '.join(ACTIVATIONS)}")
+    check_settings(source.folder / CONFIG, config, HARMLESS, {"signed": False})
     k = config.get("k")
     if not isinstance(k, int):
         raise UserError(f"{source.name}: k is {k!r} in {CONFIG}; expected the number of active latents")
@@ -49,15 +53,18 @@ def read(source: Source, device: torch.device | str) -> Transcoder:
     }
     layout = TENSORS | (SKIP if config.get("skip_connection") else {})
     model = build(open_weights(source.folder / WEIGHTS), layout, activation, k, provenance, device)
-    if config.get("d_in") != model.config.d_in:
-        raise UserError(
-            f"{source.name}: {CONFIG} says d_in = {config.get('d_in')}, {WEIGHTS} {model.config.d_in}; which is it?"
-        )
+    latents = config.get("num_latents") or model.config.d_hidden  # 0: as many as the expansion factor gives
+    for key, claimed, size in (
+        ("d_in", config.get("d_in"), model.config.d_in),
+        ("num_latents", latents, model.config.d_hidden),
+    ):
+        if claimed != size:
+            raise UserError(f"{source.name}: {CONFIG} says {key} = {claimed}, {WEIGHTS} {size}; which is it?")
     return model
 
 
 def write(model: Transcoder, folder: Path, metadata: dict[str, Any]) -> None:
-    """A raw-unit TopK or GroupMax transcoder as a folder that ``SparseCoder.load_from_disk`` reads.
+    """Write a raw-unit TopK or GroupMax transcoder as a folder that ``SparseCoder.load_from_disk`` reads.
 
     Raises:
         UserError: d_in is not d_out, which sparsify has no place for.
@@ -66,9 +73,7 @@ def write(model: Transcoder, folder: Path, metadata: dict[str, Any]) -> None:
     if config.d_in != config.d_out:
         raise UserError(f"sparsify knows one width, but d_in = {config.d_in}, d_out = {config.d_out}; use --to saelens")
     layout = TENSORS | (SKIP if config.skip else {})
-    tensors = {layout[name].name: value.detach().contiguous().cpu() for name, value in model.named_parameters()}
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary)
+    save_tensors(folder / WEIGHTS, {layout[name].name: value for name, value in model.named_parameters()})
     write_json(
         folder / CONFIG,
         {

@@ -26,21 +26,21 @@ MOST_DEFLATED = 1032
 """Deflate makes nothing smaller than by this factor."""
 
 
-class Stored(NamedTuple):
-    """What a file says of a tensor before it is read."""
+class TensorHeader(NamedTuple):
+    """Hold what a file says of a tensor before it is read."""
 
     shape: Shape
     dtype: torch.dtype
 
 
 class Weights(Protocol):
-    """An open file of named tensors."""
+    """Open a file of named tensors."""
 
     path: Path
-    tensors: dict[str, Stored]
+    tensors: dict[str, TensorHeader]
 
     def pieces(self, name: str) -> Iterable[tuple[slice, Tensor]]:
-        """Consecutive rows of a tensor, and where they go; only one piece is in memory."""
+        """Yield consecutive rows of a tensor, and where they go; only one piece is in memory."""
 
 
 def open_weights(path: Path) -> Weights:
@@ -58,14 +58,16 @@ def open_weights(path: Path) -> Weights:
 
 
 class SafeTensors:
-    """A safetensors file. It is opened anew for each piece: a mapping left open keeps all pages it touched."""
+    """Open a safetensors file, anew for each piece: a mapping left open keeps all pages it touched."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             with safe_open(path, framework="pt") as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 — not a dict
-                self.tensors = {n: Stored(tuple(s.get_shape()), _dtype(s.get_dtype(), path)) for n, s in slices.items()}
+                self.tensors = {
+                    n: TensorHeader(tuple(s.get_shape()), _dtype(s.get_dtype(), path)) for n, s in slices.items()
+                }
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not whole safetensors ({error}); {DOWNLOAD}") from None
 
@@ -88,7 +90,7 @@ def _dtype(name: str, path: Path) -> torch.dtype:
 
 
 class Npz:
-    """A zip of ``.npy`` files."""
+    """Open a zip of ``.npy`` files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -100,7 +102,7 @@ class Npz:
         except BROKEN as error:
             raise UserError(f"{path}: not a whole npz file ({error}); {DOWNLOAD}") from None
 
-    def _header(self, archive: zipfile.ZipFile, member: str) -> Stored:
+    def _header(self, archive: zipfile.ZipFile, member: str) -> TensorHeader:
         with archive.open(member) as file:
             if not member.endswith(".npy"):
                 raise UserError(f"{self.path}: holds {member}, not only arrays, and is not opened; ask for safetensors")
@@ -115,7 +117,7 @@ class Npz:
         claimed = math.prod(shape) * dtype.itemsize
         if min(shape, default=1) < 0 or claimed > min(held.file_size, MOST_DEFLATED * held.compress_size):
             raise ValueError(f"{member} claims {list(shape)} numbers, which it has no room for")
-        return Stored(shape, getattr(torch, str(dtype)))
+        return TensorHeader(shape, getattr(torch, str(dtype)))
 
     def pieces(self, name: str) -> Iterable[tuple[slice, Tensor]]:
         """See ``Weights``; here a tensor is one piece."""

@@ -22,7 +22,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from transcoders.kernels import auxiliary, jumprelu, reference
-from transcoders.kernels.auxiliary import is_dense as auxk_is_dense
 from transcoders.kernels.auxiliary import variance_of
 from transcoders.kernels.cpu import backend as cpu
 from transcoders.kernels.jumprelu import JumpReLU
@@ -51,7 +50,6 @@ __all__ = [
     "SparseLatents",
     "SquaredErrors",
     "auxk",
-    "auxk_is_dense",
     "batchtopk_encode",
     "between",
     "concatenate",
@@ -71,17 +69,15 @@ def topk_encode(
     W_enc: Float[Tensor, "d_hidden d_in"],
     b_enc: Float[Tensor, "d_hidden"],
     k: int | Sequence[Group],
-    watched: Int[Tensor, "watched"] | None = None,
 ) -> SparseLatents:
     """`relu(TopK_k(x W_encᵀ + b_enc))`: exactly `k` entries per token, or `k` of each group.
 
-    Differentiable in W_enc, b_enc and, where it requires a gradient, x. Of the latents `watched` the
-    pre-activations are kept as well (what AuxK needs of dead ones).
+    Differentiable in W_enc, b_enc and, where it requires a gradient, x.
     """
     check_encoder(x, W_enc, b_enc, k if isinstance(k, int) else None)
     groups = (Group(0, len(W_enc), k),) if isinstance(k, int) else tuple(k)
     check_groups(groups, len(W_enc))
-    latents: SparseLatents = _module(x).topk_encode(x, W_enc, b_enc, groups, watched)
+    latents: SparseLatents = _module(x).topk_encode(x, W_enc, b_enc, groups)
     return latents
 
 
@@ -201,7 +197,6 @@ def auxk(
     dead_indices: Int[Tensor, "dead"],
     k_aux: int,
     variance: Float[Tensor, ""] | None = None,
-    watched: Float[Tensor, "tokens dead"] | None = None,
 ) -> Float[Tensor, ""]:
     """How badly the top `k_aux` dead latents reconstruct the residual (1 is no help at all).
 
@@ -209,14 +204,13 @@ def auxk(
     residual's variance (arXiv 2406.04093, A.2), or by `variance`, where `residual` is a part of a
     batch. Costs are proportional to the number of dead latents. With none the loss is 0. The
     gradients that the weights receive from it are sparse (dead rows only): autograd adds them
-    to the dense ones of the main loss. `watched`, the dead latents' pre-activations from
-    `topk_encode`, spares a fifth of it, where `auxk_is_dense`.
+    to the dense ones of the main loss.
     """
     module = _module(x)
     variance = variance_of(residual.detach()) if variance is None else variance
     if module is reference:
         return reference.auxk(x, residual, W_enc, b_enc, W_dec, dead_indices, k_aux, variance)
-    return auxiliary.auxk(x, residual, W_enc, b_enc, W_dec, dead_indices, k_aux, variance, module, watched)
+    return auxiliary.auxk(x, residual, W_enc, b_enc, W_dec, dead_indices, k_aux, variance, module)
 
 
 @contextmanager

@@ -16,11 +16,6 @@ from transcoders.kernels.latents import Group
 _DENSE_SHARE = 1 / 8
 
 
-def is_dense(k_aux: int, dead: int) -> bool:
-    """Whether `auxk` computes every dead latent on every token (and can use pre-activations that are known)."""
-    return k_aux >= _DENSE_SHARE * dead
-
-
 def auxk(
     x: Float[Tensor, "tokens d_in"],
     residual: Float[Tensor, "tokens d_out"],
@@ -31,14 +26,13 @@ def auxk(
     k_aux: int,
     variance: Float[Tensor, ""],
     module: ModuleType,
-    watched: Float[Tensor, "tokens dead"] | None,
 ) -> Float[Tensor, ""]:
     residual = residual.detach()
     k_aux = min(k_aux, len(dead))
     if k_aux == 0:
         return residual.new_zeros(())
-    if is_dense(k_aux, len(dead)):
-        loss: Tensor = _Dense.apply(x, W_enc, b_enc, W_dec, _Fixed(residual, dead, k_aux, module, variance, watched))
+    if k_aux >= _DENSE_SHARE * len(dead):
+        loss: Tensor = _Dense.apply(x, W_enc, b_enc, W_dec, _Fixed(residual, dead, k_aux, module, variance))
         return loss
     encoder, decoder = _Rows.apply(W_enc, dead), _Rows.apply(W_dec, dead)
     latents = module.topk_encode(x, encoder, b_enc[dead], (Group(0, len(dead), k_aux),))
@@ -63,11 +57,10 @@ class _Fixed(NamedTuple):
     k_aux: int
     module: ModuleType
     variance: Tensor
-    watched: Tensor | None
 
 
 class _Dense(torch.autograd.Function):
-    """AuxK in four matmuls of tokens by dead latents (five where their pre-activations are not known).
+    """AuxK in five matmuls of tokens by dead latents.
 
     Its only use is to be minimised, so the gradients are made at once, while what they need is there.
     """
@@ -76,10 +69,7 @@ class _Dense(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, fixed: _Fixed) -> Tensor:
         dead = fixed.dead
         decoder = W_dec[dead].to(x.dtype)
-        if fixed.watched is None:
-            z = torch.addmm(b_enc[dead].to(x.dtype), x, W_enc[dead].to(x.dtype).T)
-        else:
-            z = fixed.watched.clone()
+        z = torch.addmm(b_enc[dead].to(x.dtype), x, W_enc[dead].to(x.dtype).T)
         fixed.module.keep_largest_(z, fixed.k_aux)
         z = z.to(x.dtype)
         error = fixed.residual - (z @ decoder).to(fixed.residual.dtype)

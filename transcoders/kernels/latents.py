@@ -29,8 +29,6 @@ class SparseLatents(NamedTuple):
     indices: Int[Tensor, "nnz"]
     values: Float[Tensor, "nnz"]
     d_hidden: int
-    watched: Float[Tensor, "tokens watched"] | None = None
-    """Pre-activations of the latents that `topk_encode` was asked to watch, without a gradient."""
 
     @property
     def tokens(self) -> int:

@@ -14,13 +14,10 @@ def pre_activations(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Float[Tensor, "t
     return (x @ W_enc.to(x.dtype).T).to(W_enc.dtype) + b_enc
 
 
-def topk_encode(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, groups: tuple[Group, ...], watched: Tensor | None = None
-) -> SparseLatents:
+def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, groups: tuple[Group, ...]) -> SparseLatents:
     pre = pre_activations(x, W_enc, b_enc)
     indices = torch.cat([start + pre[:, start:stop].topk(k).indices.sort().values for start, stop, k in groups], 1)
-    latents = from_fixed_k(indices, pre.gather(1, indices).relu(), len(W_enc))
-    return latents if watched is None else latents._replace(watched=pre.detach()[:, watched])
+    return from_fixed_k(indices, pre.gather(1, indices).relu(), len(W_enc))
 
 
 def batchtopk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLatents:

@@ -10,9 +10,10 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from transcoders.core.errors import UserError
-from transcoders.core.files import replacing, sha256_of, write_json
+from transcoders.core.files import read_json, replacing, sha256_of, write_json
 from transcoders.core.inputs import is_local
 from transcoders.core.provenance import PROVENANCE
+from transcoders.core.tensors import save_tensors
 from transcoders.language.settings import ModelSettings
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ def fetch_model(settings: ModelSettings, folder: Path) -> None:
                 f"model.name: {settings.name!r} holds no safetensors weights; pick a model that "
                 "ships them (pickled weights are never loaded)"
             )
+        refuse_quantised(temporary, settings.name)
         hashes = {path.name: sha256_of(path) for path in weights}
         write_json(
             temporary / PROVENANCE,
@@ -44,10 +46,30 @@ def fetch_model(settings: ModelSettings, folder: Path) -> None:
         )
 
 
+def refuse_quantised(folder: Path, name: str) -> None:
+    """Refuse the model ``name`` in ``folder`` if its weights are not plain numbers.
+
+    Raises:
+        UserError: its config says so.
+    """
+    config = folder / "config.json"
+    content = read_json(config, "choose another model") if config.is_file() else {}
+    method = content.get("quantization_config")
+    if method is not None:
+        kind = method.get("quant_method") if isinstance(method, dict) else method
+        raise UserError(
+            f"model.name: the weights of {name!r} are quantised ({kind}), and what such a model computes depends on "
+            "the package that unpacks it; choose a model with plain weights (float32, bfloat16 or float16)"
+        )
+
+
 def _copy(source: Path, folder: Path) -> None:
     if not source.is_dir():
         raise UserError(f"model.name: there is no folder {str(source)!r}; correct the path")
-    shutil.copytree(source, folder)
+    for path in source.rglob("*"):
+        if not path.exists():
+            raise UserError(f"model.name: {str(path)!r} is a link to a file that is not there; correct it or remove it")
+    shutil.copytree(source, folder, copy_function=shutil.copyfile)  # with the rights that the umask gives
 
 
 def _convert_packaged(folder: Path) -> dict[str, str]:
@@ -66,13 +88,14 @@ def _convert_packaged(folder: Path) -> dict[str, str]:
         ) from error
     log.info("converting to safetensors (about a minute, once)")
     model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name, local_files_only=True)  # it is written
     gguf.unlink()
-    # The weights are plain float32 now; without this, transformers refuses to save them.
-    model.hf_quantizer = None
-    del model.config.quantization_config
-    model.save_pretrained(folder)
+    del model.config.quantization_config  # the weights are plain float32 now
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    save_tensors(folder / WEIGHTS, dict(model.named_parameters()), {"format": "pt"})  # tied ones once
     return {"source": "package", "gguf_sha256": package.EXPECTED_SHA256}
 
 

@@ -62,15 +62,14 @@ class Objective:
         y: Float[Tensor, "tokens d_out"],
         bound: Float[Tensor, "d_hidden"] | None = None,
         generator: torch.Generator | None = None,
-        dead: Int[Tensor, "dead"] | None = None,
     ) -> Losses:
         """Return the losses of normalised ``x`` and ``y``.
 
         ``bound`` is the threshold that ``batch_bound`` found for the whole batch, if ``x`` is a part of one;
-        ``generator`` draws the prefixes, where they are sampled; ``dead`` is what ``aux`` will ask for.
+        ``generator`` draws the prefixes, where they are sampled.
         """
         model = self.model
-        latents, l0 = self._select(x, bound, dead)
+        latents, l0 = self._select(x, bound)
         target = y - model.b_dec - (x @ model.W_skip.T if model.config.skip else 0.0)
         if self.variant.stop_gradient:
             total, nmse, residual = self._separately(latents, target)
@@ -89,16 +88,12 @@ class Objective:
         self,
         x: Float[Tensor, "tokens d_in"],
         residual: Float[Tensor, "tokens d_out"],
-        dead: Tensor,
+        dead: Int[Tensor, "dead"],
         variance: Float[Tensor, ""],
-        watched: Float[Tensor, "tokens dead"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Return AuxK of the ``dead`` latents over ``variance``, that of the whole batch's residual.
-
-        ``watched`` are their pre-activations, if ``losses`` kept them.
-        """
+        """Return AuxK of the ``dead`` latents over ``variance``, that of the whole batch's residual."""
         narrow = self._aux_in_bf16 and self._sharing.processes == 1
-        return self._sharing.auxk(self.model, x.bfloat16() if narrow else x, residual, dead, variance, watched)
+        return self._sharing.auxk(self.model, x.bfloat16() if narrow else x, residual, dead, variance)
 
     def orthogonality(self, generator: torch.Generator, earlier: Transcoder | None) -> Float[Tensor, ""] | None:
         """Return the weighted penalty on decoder rows that point the same way, from a sample of them.
@@ -128,14 +123,10 @@ class Objective:
             self.pressure = self.pressure * (PRESSURE_RATE * excess.clamp(-1, 1)).exp()
         self.model.encoder.after_step_(self.model, latents, minimum_)
 
-    def _select(self, x: Tensor, bound: Tensor | None, dead: Tensor | None) -> Selection:
+    def _select(self, x: Tensor, bound: Tensor | None) -> Selection:
         if bound is not None:
             return Selection(self.model.above(x, bound))
-        known = dead is not None and len(dead) and kernels.auxk_is_dense(self._k_aux(dead), len(dead))
-        return self.model.encoder.select(self.model, x, dead if known else None, self.variant.bandwidth)
-
-    def _k_aux(self, dead: Tensor) -> int:
-        return min(self.model.config.d_out // 2, len(dead))
+        return self.model.encoder.select(self.model, x, self.variant.bandwidth)
 
     def _prefixes(self, generator: torch.Generator | None) -> tuple[tuple[int, ...], Tensor]:
         """Return the prefixes whose errors count at this step, and their weights."""

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from torch import Tensor
 
 from transcoders import kernels
-from transcoders.core.files import replacing
+from transcoders.core.tensors import save_tensors
 from transcoders.dictionary.config import TranscoderConfig
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.kernels import SparseLatents, SquaredErrors
@@ -67,12 +66,11 @@ class Sharing:
         residual: Float[Tensor, "tokens d_out"],
         dead: Int[Tensor, "dead"],
         variance: Float[Tensor, ""],
-        watched: Float[Tensor, "tokens dead"] | None,
     ) -> Float[Tensor, ""]:
-        """Return AuxK of the ``dead`` latents; ``watched`` are their pre-activations where these are known."""
+        """Return AuxK of the ``dead`` latents, ``variance`` being that of the whole batch's residual."""
         k_aux = min(model.config.d_out // 2, len(dead))
         weights = (model.W_enc, model.b_enc, model.W_dec)
-        return kernels.auxk(x, residual, *weights, dead, k_aux, variance=variance, watched=watched)
+        return kernels.auxk(x, residual, *weights, dead, k_aux, variance=variance)
 
     def decoder_rows(self, model: Transcoder, latents: Int[Tensor, "rows"]) -> Float[Tensor, "rows d_out"]:
         """Return the decoder's rows of ``latents``, numbered over all slices."""
@@ -84,8 +82,7 @@ class Sharing:
 
     def save(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], owners: Owners) -> None:
         """Write named ``tensors`` of all latents to ``path``, whole or not at all."""
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        save_tensors(path, tensors, metadata)
 
     def here(self, name: str, tensor: Tensor, owner: Transcoder) -> Tensor:
         """Return what lies here of the tensor ``name`` that ``save`` wrote."""

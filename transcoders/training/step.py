@@ -123,14 +123,14 @@ class Stepper:
         residuals, latents = [], []
         for x, y in zip(xs, ys, strict=True):
             share = len(x) / tokens
-            losses = objective.losses(x, y, bound, self._generator(number, 0), dead if with_aux else None)
+            losses = objective.losses(x, y, bound, self._generator(number, 0))
             (share * losses.total).backward()
             loss += share * losses.total.detach()
             nmse += share * losses.nmse
             l1 += share * losses.l1
             residuals.append(losses.residual)
             latents.append(losses.latents._replace(values=losses.latents.values.detach()))
-        aux = self._backward_of_aux(phase, xs, residuals, latents, dead) if with_aux else batch.x.new_zeros(())
+        aux = self._backward_of_aux(phase, xs, residuals, dead) if with_aux else batch.x.new_zeros(())
         loss = loss + settings.aux_coefficient * aux if with_aux else loss
         together = torch.stack([loss, nmse, aux, l1])
         together = self._ranks.data.add_gradients_(list(phase.part.parameters()), together)
@@ -159,7 +159,6 @@ class Stepper:
         phase: Phase,
         xs: tuple[Tensor, ...],
         residuals: list[Tensor],
-        latents: list[SparseLatents],
         dead: Tensor,
     ) -> Float[Tensor, ""]:
         """Add AuxK's gradients, of every ``aux_every``-th token of the batch, and return AuxK."""
@@ -167,12 +166,11 @@ class Stepper:
         aux = xs[0].new_zeros(())
         variance = self._variance(torch.cat(residuals))
         at = self._ranks.data.share(tokens).start
-        for x, residual, chosen in zip(xs, residuals, latents, strict=True):
+        for x, residual in zip(xs, residuals, strict=True):
             seen = slice(-at % every, None, every)
             at += len(x)
-            watched = None if chosen.watched is None else chosen.watched[seen]
             if len(x_seen := x[seen].contiguous()):
-                value = phase.objective.aux(x_seen, residual[seen].contiguous(), dead, variance, watched)
+                value = phase.objective.aux(x_seen, residual[seen].contiguous(), dead, variance)
                 value = value * (len(x_seen) / -(-tokens // every))
                 (self._settings.aux_coefficient * value).backward()
                 aux += value.detach()

@@ -40,21 +40,15 @@ class Encoder(NamedTuple):
             yield rows, linear(self.x[rows], self.W_enc, self.b_enc)
 
 
-def topk_encode(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, groups: tuple[Group, ...], watched: Tensor | None = None
-) -> SparseLatents:
-    seen = None if watched is None else x.new_empty(len(x), len(watched), dtype=W_enc.dtype)
-
+def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, groups: tuple[Group, ...]) -> SparseLatents:
     def largest(encoder: Encoder) -> Selected:
         indices = torch.empty(len(x), sum(group.k for group in groups), dtype=torch.int64)
         values = W_enc.new_empty(indices.shape)
         for rows, pre in encoder.chunks():
             selection.select_topk(pre, groups, indices[rows], values[rows])
-            if watched is not None and seen is not None:
-                torch.index_select(pre, 1, watched, out=seen[rows])
         return fixed_offsets(indices), indices.view(-1), values.view(-1)
 
-    return _encode(x, W_enc, b_enc, largest)._replace(watched=seen)
+    return _encode(x, W_enc, b_enc, largest)
 
 
 def batchtopk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLatents:

@@ -28,14 +28,10 @@ _LEAST_ROWS = 2048
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def topk_encode(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, groups: tuple[Group, ...], watched: Tensor | None = None
-) -> SparseLatents:
+def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, groups: tuple[Group, ...]) -> SparseLatents:
     _check(x)
-    flat = [number for group in groups for number in group]
-    nothing = torch.empty(0, dtype=torch.int64, device=x.device)
-    offsets, indices, values, seen = _topk(x, W_enc, b_enc, flat, nothing if watched is None else watched)
-    return SparseLatents(offsets, indices, values, len(W_enc), None if watched is None else seen)
+    offsets, indices, values = _topk(x, W_enc, b_enc, [number for group in groups for number in group])
+    return SparseLatents(offsets, indices, values, len(W_enc))
 
 
 def batchtopk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLatents:
@@ -117,21 +113,18 @@ def _(x: Tensor, W: Tensor, b: Tensor, how: str, k: int, least: Tensor | None) -
 
 
 @custom_op("mtxplt::topk", mutates_args=())
-def _topk(x: Tensor, W: Tensor, b: Tensor, groups: list[int], watched: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _topk(x: Tensor, W: Tensor, b: Tensor, groups: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """`groups`: start, stop and k of each, one after the other."""
     tokens, d_hidden = len(x), len(W)
     narrow, b = W.to(_product_dtype(x)), b.contiguous()
     indices = torch.empty(tokens, sum(groups[2::3]), dtype=torch.int64, device=x.device)
     values = torch.empty(indices.shape, dtype=torch.float32, device=x.device)
-    seen = torch.empty(tokens, len(watched), dtype=torch.float32, device=x.device)
     rows_at_once = max(_LEAST_ROWS, _CHUNK_BYTES // (d_hidden * narrow.element_size()))
     for start in range(0, tokens, rows_at_once):
         rows = slice(start, start + rows_at_once)
         products = x[rows].to(narrow.dtype) @ narrow.T
         _select_topk(products, b, groups, indices[rows], values[rows])
-        if len(watched):
-            seen[rows] = products[:, watched].float() + b[watched]
-    return fixed_offsets(indices), indices.view(-1), values.view(-1), seen
+    return fixed_offsets(indices), indices.view(-1), values.view(-1)
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
@@ -139,18 +132,17 @@ def _product_dtype(x: Tensor) -> torch.dtype:
 
 
 @_topk.register_fake
-def _(x: Tensor, W: Tensor, b: Tensor, groups: list[int], watched: Tensor) -> Any:
+def _(x: Tensor, W: Tensor, b: Tensor, groups: list[int]) -> Any:
     tokens, k = x.shape[0], sum(groups[2::3])
-    indices = x.new_empty(tokens * k, dtype=torch.int64)
-    floats = x.new_empty(tokens * k, dtype=torch.float32), x.new_empty(tokens, len(watched), dtype=torch.float32)
-    return x.new_empty(tokens + 1, dtype=torch.int64), indices, *floats
+    indices, values = (x.new_empty(tokens * k, dtype=dtype) for dtype in (torch.int64, torch.float32))
+    return x.new_empty(tokens + 1, dtype=torch.int64), indices, values
 
 
 def _save_selected(ctx: Any, inputs: Any, output: Any) -> None:
     x, W, *others = inputs
-    offsets, indices, values, *watched = output
+    offsets, indices, values = output
     ctx.others = [None] * (len(others) - 1)
-    ctx.mark_non_differentiable(offsets, indices, *watched)
+    ctx.mark_non_differentiable(offsets, indices)
     ctx.save_for_backward(x, W, offsets, indices, values)
 
 
@@ -339,10 +331,12 @@ def _select_topk(products: Tensor, b: Tensor, groups: list[int], indices: Tensor
     for begin, stop, k in zip(groups[::3], groups[1::3], groups[2::3], strict=True):
         # At least 2k blocks, so that the bound is tight; and never so many that they leave registers.
         tile = max(_power_of_2(2 * k), min(_TILE, _power_of_2(-(-(stop - begin) // 16))))
-        cap = max(256, _power_of_2(2 * k))
-        found = torch.empty(tokens, cap, dtype=torch.int32, device=products.device)
+        lanes = _power_of_2(2 * k)
+        cap = max(256, lanes)
+        chunk = max(lanes, _TILE)
+        scratch = torch.empty(tokens, lanes + cap, dtype=torch.int32, device=products.device)
         triton_kernels.select_topk[(tokens,)](
-            products, b, indices, values, found, d_hidden, begin, stop, k, first, k_all, tile, cap
+            products, b, indices, values, scratch, d_hidden, begin, stop, k, first, k_all, tile, lanes, cap, chunk
         )
         first += k
 

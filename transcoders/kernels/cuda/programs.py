@@ -72,12 +72,54 @@ def _select_from_row(products, b_enc, indices, values, row, out, d_hidden, begin
 
 
 @triton.jit
+def _ids_that_reach(
+    products,
+    b_enc,
+    at,
+    row,
+    lane,
+    maxima,
+    bound,
+    d_hidden,
+    begin,
+    stop,
+    TILE: tl.constexpr,
+    LANES: tl.constexpr,
+    CAP: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Write to `at + LANES` the ids of one row's latents that reach the bound, ascending within a chunk.
+
+    Only blocks whose maximum reaches it are read again, CHUNK latents at a time. Returns how many ids there are, and a
+    number above CAP where they, or the blocks, are more than `at` has room for.
+    """
+    reach = maxima >= bound
+    lanes = tl.sum(reach.to(tl.int32), 0)
+    found = CAP + 1
+    if lanes <= LANES:
+        tl.store(at + tl.cumsum(reach.to(tl.int32), 0) - 1, lane, mask=reach)
+        tl.debug_barrier()  # other threads of this program wrote the blocks that are read now
+        found = 0
+        slot = tl.arange(0, CHUNK)
+        block = tl.load(at + slot % LANES, mask=slot % LANES < lanes, other=0)
+        block = tl.where(slot % LANES < lanes, block, d_hidden)  # past every row's end
+        for start in range(begin, stop, TILE * (CHUNK // LANES)):
+            ids = start + slot // LANES * TILE + block
+            hit = (_key(_pre(products, b_enc, row, ids, stop, d_hidden)) >= bound) & (ids < stop)
+            place = found + tl.cumsum(hit.to(tl.int32), 0) - 1
+            tl.store(at + LANES + place, ids, mask=hit & (place < CAP))
+            found += tl.sum(hit.to(tl.int32), 0)
+        tl.debug_barrier()  # and now the ids
+    return found
+
+
+@triton.jit
 def select_topk(
     products,
     b_enc,
     indices,
     values,
-    found_ids,
+    scratch,
     d_hidden,
     begin,
     stop,
@@ -85,12 +127,15 @@ def select_topk(
     first,
     k_all,
     TILE: tl.constexpr,
+    LANES: tl.constexpr,
     CAP: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     """Latents begin..stop of one row: maxima of strided blocks → a bound that k blocks reach → the few above it.
 
-    The k found go to places first.. of the row's k_all. When more than CAP reach the bound (many equal
-    values, which bfloat16 makes possible), the row itself is searched. Ties go to the lower id.
+    Block j has the latents begin + j, begin + j + TILE, …. The k largest go to places first.. of the row's k_all. When
+    more than LANES blocks or more than CAP latents reach the bound (many equal values, which bfloat16 makes possible),
+    the row itself is searched. Ties go to the lower id. `scratch` has LANES + CAP numbers a row.
     """
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, TILE)
@@ -99,22 +144,18 @@ def select_topk(
         keys = _key(_pre(products, b_enc, row, start + lane, stop, d_hidden))
         maxima = tl.maximum(maxima, keys)
     bound = _kth_key(maxima, k)
-    found = 0
-    for start in range(begin, stop, TILE):
-        ids = start + lane
-        hit = (_key(_pre(products, b_enc, row, ids, stop, d_hidden)) >= bound) & (ids < stop)
-        place = found + tl.cumsum(hit.to(tl.int32), 0) - 1
-        tl.store(found_ids + row * CAP + place, ids, mask=hit & (place < CAP))
-        found += tl.sum(hit.to(tl.int32), 0)
-    tl.debug_barrier()  # other threads of this program wrote the ids that are read now
+    at = scratch + row * (LANES + CAP)
+    found = _ids_that_reach(
+        products, b_enc, at, row, lane, maxima, bound, d_hidden, begin, stop, TILE, LANES, CAP, CHUNK
+    )
     if found <= CAP:
-        slot = tl.arange(0, CAP)
-        ids = tl.load(found_ids + row * CAP + slot, mask=slot < found, other=stop)
+        place = tl.arange(0, CAP)
+        ids = tl.load(at + LANES + place, mask=place < found, other=stop)
         v = _pre(products, b_enc, row, ids, stop, d_hidden)
-        keys = tl.where(slot < found, _key(v), 0)
+        keys = tl.where(place < found, _key(v), 0)
         kth = _kth_key(keys, k)
         above = keys > kth
-        equal = (keys == kth) & (slot < found)
+        equal = (keys == kth) & (place < found)
         ties = k - tl.sum(above.to(tl.int32), 0)
         keep = above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= ties))
         _emit(ids, v, keep, tl.cumsum(keep.to(tl.int32), 0) - 1, row * k_all + first, indices, values)

@@ -71,7 +71,6 @@ class Slices(Sharing):
         residual: Float[Tensor, "tokens d_out"],
         dead: Int[Tensor, "dead"],
         variance: Float[Tensor, ""],
-        watched: Float[Tensor, "tokens dead"] | None,
     ) -> Float[Tensor, ""]:
         """Return AuxK of all dead latents; ``dead`` are those that lie here, of which there may be none."""
         team = self._team

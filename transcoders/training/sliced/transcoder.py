@@ -59,8 +59,8 @@ class SlicedTranscoder(Transcoder):
         size = self.team.size
         return kernels.concatenate([kernels.groupmax_encode(x, W, b, k // size) for W, b, k in self.group_weights()])
 
-    def largest(self, x: Tensor, watched: Tensor | None = None) -> SparseLatents:
-        """Return this rank's of the k largest latents of each group on each token; it watches none."""
+    def largest(self, x: Tensor) -> SparseLatents:
+        """Return this rank's of the k largest latents of each group on each token."""
         candidates = [(kernels.topk_encode(x, W, b, k), k) for W, b, k in self.group_weights()]
         return kernels.concatenate([largest_of_all(latents, k, self.team) for latents, k in candidates])
 
