@@ -24,6 +24,8 @@ class Targets(NamedTuple):
 def difference(frozen: Frozen, tokenizer: Any, answer: str, foil: str) -> Targets:
     """Return the direction of the logit of ``answer`` less that of ``foil``, each by its first token.
 
+    Where the model soft-caps its logits, these are the ones before it does.
+
     Raises:
         UserError: the two begin with the same token.
     """
@@ -31,7 +33,7 @@ def difference(frozen: Frozen, tokenizer: Any, answer: str, foil: str) -> Target
     if first == second:
         raise UserError(f"answer {answer!r} and foil {foil!r} begin with the same token; nothing tells them apart")
     unembedding = frozen.parts.unembedding
-    probability = float((unembedding @ frozen.last).softmax(0)[first])
+    probability = float(_probabilities(frozen)[first])
     label = f"{tokenizer.decode([first]).strip()} − {tokenizer.decode([second]).strip()}"
     return Targets([Output(label, first, 1.0, probability)], (unembedding[first] - unembedding[second])[None])
 
@@ -42,7 +44,7 @@ def top_logits(frozen: Frozen, tokenizer: Any, most: int = 10, share: float = 0.
     Their logits are relative to the mean logit.
     """
     unembedding = frozen.parts.unembedding
-    probabilities = (unembedding @ frozen.last).softmax(0)
+    probabilities = _probabilities(frozen)
     best = probabilities.topk(min(most, len(probabilities)))
     count = min(int((best.values.cumsum(0) < share).sum()) + 1, len(best.values))
     chosen, p = best.indices[:count].tolist(), best.values[:count].tolist()
@@ -50,6 +52,10 @@ def top_logits(frozen: Frozen, tokenizer: Any, most: int = 10, share: float = 0.
         Output(tokenizer.decode([token]), token, weight, weight) for token, weight in zip(chosen, p, strict=True)
     ]
     return Targets(outputs, unembedding[chosen] - unembedding.mean(0))
+
+
+def _probabilities(frozen: Frozen) -> Float[Tensor, "vocabulary"]:
+    return frozen.parts.head.logits(frozen.last[None])[0].softmax(0)
 
 
 @torch.no_grad()

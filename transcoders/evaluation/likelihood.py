@@ -10,11 +10,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from transcoders.core.devices import matmul_precision, multiplies_float32_in_bf16
+from transcoders.core.devices import matmul_precision
 from transcoders.language.head import Head
 
 ROWS, BLOCK = 512, 2048
 """Tokens and entries of the vocabulary whose logits are held at once: 4 MB a run."""
+
+CLEAN = "clean"
+"""The name of the clean run among others."""
 
 States = Float[Tensor, "tokens d_model"]
 
@@ -71,34 +74,31 @@ def _blocks(head: Head) -> list[slice]:
     return [slice(start, start + BLOCK) for start in range(0, len(head.weight), BLOCK)]
 
 
-def _products(head: Head) -> object:
-    """Let the head's matrix products be in bfloat16, accumulated in float32, where a CPU has units for them (AMX)."""
-    device = head.weight.device
-    return matmul_precision(device, bf16=device.type == "cpu" and multiplies_float32_in_bf16())
-
-
 @torch.inference_mode()
-def reference(head: Head, states: States, target: Int[Tensor, "tokens"]) -> Reference:
-    """Return the predictions of a clean run that ends in ``states``."""
-    log_total, choice = torch.empty(len(target), device=target.device), torch.empty_like(target)
-    with _products(head):
+def reference(head: Head, states: States, target: Int[Tensor, "tokens"], *, bf16: bool = False) -> Reference:
+    """Return the predictions of a clean run that ends in ``states``.
+
+    ``bf16`` lets the head's matrix products be in bfloat16, accumulated in float32.
+    """
+    log_total, choice = torch.empty(len(target), device=target.device), torch.zeros_like(target)
+    with matmul_precision(target.device, bf16=bf16):
         for start in range(0, len(target), ROWS):
             rows = slice(start, start + ROWS)
-            sums = _Sums(target[rows, None])
+            sums, likeliest = _Sums(target[rows, None]), choice[rows]
             for block in _blocks(head):
                 logits = head.logits(states[rows], block)
                 value, place = logits.max(1)
-                choice[rows] = torch.where(value > sums.largest, place + block.start, choice[rows])
+                likeliest = torch.where(value > sums.largest, place + block.start, likeliest)
                 sums.add_(logits, block.start)
-            log_total[rows] = sums.log_total
+            log_total[rows], choice[rows] = sums.log_total, likeliest
     return Reference(states, log_total, choice, target)
 
 
 @torch.inference_mode()
-def compare(head: Head, clean: Reference, runs: Mapping[str, States]) -> dict[str, Likelihood]:
-    """Return how each of ``runs``, by their final states, predicts; the clean run itself is among them, as ``clean``."""
+def compare(head: Head, clean: Reference, runs: Mapping[str, States], *, bf16: bool = False) -> dict[str, Likelihood]:
+    """Return how each of ``runs``, given by their final states, predicts; ``clean`` is among the results, as CLEAN."""
     parts = []
-    with _products(head):
+    with matmul_precision(clean.target.device, bf16=bf16):
         for start in range(0, len(clean.target), ROWS):
             rows = slice(start, start + ROWS)
             parts.append(_compare_rows(head, clean.rows(rows), {name: states[rows] for name, states in runs.items()}))
@@ -107,22 +107,21 @@ def compare(head: Head, clean: Reference, runs: Mapping[str, States]) -> dict[st
 
 def _compare_rows(head: Head, clean: Reference, runs: Mapping[str, States]) -> dict[str, Likelihood]:
     ids = torch.stack([clean.target, clean.choice], dim=1)
-    sums = {name: _Sums(ids) for name in ("clean", *runs)}
-    mass = torch.zeros_like(clean.log_total)
-    distance = {name: torch.zeros_like(mass) for name in runs}
-    """Mean over the clean run's distribution of its logits less the run's."""
+    sums = {name: _Sums(ids) for name in (CLEAN, *runs)}
+    mass = torch.zeros_like(clean.log_total)  # 1, but for the rounding of products in other blocks or on other devices
+    excess = {name: torch.zeros_like(mass) for name in runs}
+    """Of the clean run's logits over the run's, summed with the clean run's probabilities."""
     for block in _blocks(head):
         own = head.logits(clean.states, block)
-        sums["clean"].add_(own, block.start)
+        sums[CLEAN].add_(own, block.start)
         p = (own - clean.log_total[:, None]).exp_()
         mass += p.sum(1)
         for name, states in runs.items():
             logits = head.logits(states, block)
             sums[name].add_(logits, block.start)
-            distance[name] += torch.linalg.vecdot(p, own - logits)
-    likelihoods = {}
+            excess[name] += torch.linalg.vecdot(p, own - logits)
+    result = {}
     for name, run in sums.items():
-        ce = run.log_total - run.logits[:, 0]
-        kl = distance[name] / mass + run.log_total - sums["clean"].log_total if name in runs else torch.zeros_like(ce)
-        likelihoods[name] = Likelihood(ce, kl, (run.logits[:, 1] == run.largest).float())
-    return likelihoods
+        kl = excess[name] / mass + run.log_total - sums[CLEAN].log_total if name in runs else torch.zeros_like(mass)
+        result[name] = Likelihood(run.log_total - run.logits[:, 0], kl, (run.logits[:, 1] == run.largest).float())
+    return result

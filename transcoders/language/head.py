@@ -36,7 +36,7 @@ class Head(NamedTuple):
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def read_head(model: Any) -> Head:
     """Read the head of a Hugging Face causal model, and hold it against the model's own logits of a few tokens.
 
@@ -61,6 +61,6 @@ def read_head(model: Any) -> Head:
     if not error < TOLERANCE:
         raise UserError(
             f"model.name: {type(model).__name__} does more to its final states than a matrix, a bias, a scale and a "
-            f"soft-cap (relative error of the logits {error:.2g}), so its losses cannot be measured; choose another model"
+            f"soft-cap (relative error of the logits {error:.2g}), so no loss can be measured; choose another model"
         )
     return head

@@ -51,7 +51,7 @@ class Passes:
         """How many values a block returns in a tuple; None where it returns the residual stream alone."""
         self.resumes = tap.layer > 0 and self._try_to_resume()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def clean(self, tokens: Tokens) -> CleanPass:
         """Run the untouched model."""
         outputs: list[Any] = []
@@ -65,7 +65,7 @@ class Passes:
         self._tuple_length = len(output) if isinstance(output, tuple) else None
         return CleanPass(output[0] if isinstance(output, tuple) else output, final)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def mlp(self, tokens: Tokens, entering: States) -> tuple[States, States]:
         """Return x and y of the tap's MLP in a clean run, of which ``entering`` entered the block."""
         caught: dict[str, Tensor] = {}
@@ -77,7 +77,7 @@ class Passes:
             self._run(tokens, (self._hook_in, catch), (self._hook_out, catch))
         return caught[self._hook_in], caught[self._hook_out]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def replaced(self, tokens: Tokens, entering: States, y: States) -> States:
         """Return the final states with ``y`` in the place of the MLP's output at every token but the first, BOS."""
 
