@@ -14,7 +14,7 @@ from transcoders.circuits.parts import ModelParts, Replacement, replaced
 from transcoders.core.files import rounded
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.evaluation.likelihood import compare, reference
-from transcoders.evaluation.loss import ContextBatch, ModelLosses, add_likelihoods, loss_metrics, no_losses
+from transcoders.evaluation.loss import ContextBatch, ModelLosses, loss_metrics, no_losses
 from transcoders.evaluation.settings import EvaluateSettings
 
 CASES_PER_BATCH = 16
@@ -58,7 +58,9 @@ def replaced_losses(
                 "mean": final({n: _constant(means[n]) for n in transcoders}),
             }
             predictions = reference(parts.head, clean[:, :-1][predicted], tokens[:, 1:][predicted])
-            add_likelihoods(losses, compare(parts.head, predictions, states), batch)
+            losses.add_clean_(predictions.ce, batch)
+            for name, run in states.items():
+                losses.add_(name, compare(parts.head, predictions, run), batch)
             bar.update(batch.size)
     return losses
 

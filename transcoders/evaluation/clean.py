@@ -1,5 +1,6 @@
 """The clean run of a layer, which every replaced run starts from and is compared with."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from transcoders.core.errors import DAMAGE, UserError
 from transcoders.core.tensors import save_tensors
 from transcoders.evaluation.likelihood import Reference, compare, reference
-from transcoders.evaluation.loss import ContextBatch, ModelLosses, add_likelihoods, batches_of, no_losses
+from transcoders.evaluation.loss import ContextBatch, ModelLosses, batches_of, no_losses
 from transcoders.evaluation.predictors import constant
 from transcoders.evaluation.reconstruction import Predictor
 from transcoders.language.head import Head
@@ -50,11 +51,11 @@ def clean_run(
 ) -> CleanRun:
     """Run the model on ``contexts``: untouched, and with its MLP's output replaced by 0 and by ``y_mean``."""
     batches = []
-    for contexts_of_batch in tqdm(contexts, desc="clean run", unit="batch"):
-        tokens, mask = contexts_of_batch.tokens.to(passes.device), contexts_of_batch.mask.to(passes.device)
-        clean = passes.clean(tokens)
-        predictions = reference(head, clean.final[:, :-1][mask[:, 1:]], tokens[:, 1:][mask[:, 1:]], bf16=bf16)
-        batches.append(CleanBatch(contexts_of_batch, clean.entering * mask[..., None], predictions))
+    for batch in tqdm(contexts, desc="clean run", unit="batch"):
+        mask = batch.mask.to(passes.device)
+        clean = passes.clean(batch.tokens.to(passes.device))
+        predictions = reference(head, clean.final[:, :-1][mask[:, 1:]], batch.target.to(passes.device), bf16=bf16)
+        batches.append(CleanBatch(batch, clean.entering * mask[..., None], predictions))
     constants = {"zero": constant(torch.zeros_like(y_mean)), "mean": constant(y_mean)}
     return CleanRun(batches, replaced_losses(passes, head, batches, constants, documents, bf16=bf16))
 
@@ -74,14 +75,14 @@ def replaced_losses(
     with tqdm(desc="model loss", total=sum(batch.contexts.size for batch in batches), unit="tok") as bar:
         for contexts, entering, predictions in batches:
             tokens, predicted = contexts.tokens.to(passes.device), contexts.mask[:, 1:].to(passes.device)
-            entering, clean = entering.to(passes.device), Reference(*(value.to(passes.device) for value in predictions))
+            entering, clean = entering.to(passes.device), predictions.to(passes.device)
             x, y = passes.mlp(tokens, entering)
-            states = {}
+            losses.add_clean_(clean.ce, contexts)
             for name, predict in replacements.items():
                 flat = predict(x[:, 1:].flatten(0, 1), y[:, 1:].flatten(0, 1)).y_hat
                 spliced = torch.cat([y[:, :1], flat.reshape(y[:, 1:].shape)], dim=1)
-                states[name] = passes.replaced(tokens, entering, spliced)[:, :-1][predicted]
-            add_likelihoods(losses, compare(head, clean, states, bf16=bf16), contexts)
+                states = passes.replaced(tokens, entering, spliced)[:, :-1][predicted]
+                losses.add_(name, compare(head, clean, states, bf16=bf16), contexts)
             bar.update(contexts.size)
     return losses
 
@@ -95,15 +96,13 @@ def save_clean(path: Path, run: CleanRun) -> None:
         "length": torch.cat([batch.mask.sum(1) for batch in contexts]),
         "document": torch.cat([batch.document for batch in contexts]),
         "entering": torch.cat([batch.entering[batch.contexts.mask] for batch in run.batches]),
-        "final": torch.cat([batch.predictions.states for batch in run.batches]),
-        "log_total": torch.cat([batch.predictions.log_total for batch in run.batches]),
-        "choice": torch.cat([batch.predictions.choice for batch in run.batches]),
         "tokens": losses.tokens,
         "ce_clean": losses.ce_clean,
         "ce_zero": losses.ce["zero"],
         "ce_mean": losses.ce["mean"],
     }
-    save_tensors(path, tensors)
+    predictions = Reference(*map(torch.cat, zip(*(batch.predictions for batch in run.batches), strict=True)))
+    save_tensors(path, tensors | predictions._asdict())
 
 
 def load_clean(path: Path) -> CleanRun:
@@ -116,12 +115,12 @@ def load_clean(path: Path) -> CleanRun:
         value = load_file(path)
         rows = [row.numpy() for row in value["token"].split(value["length"].tolist())]
         contexts = batches_of(rows, value["document"].numpy())
-        sizes = [batch.size for batch in contexts]
-        final, log_total, choice = (value[name].split(sizes) for name in ("final", "log_total", "choice"))
+        predictions = Reference(**{name: value[name] for name in Reference._fields})
         entering = value["entering"].split([int(batch.mask.sum()) for batch in contexts])
+        ends = itertools.accumulate(batch.size for batch in contexts)
         batches = [
-            CleanBatch(batch, _padded(stream, batch), Reference(states, total, best, batch.target))
-            for batch, stream, states, total, best in zip(contexts, entering, final, log_total, choice, strict=True)
+            CleanBatch(batch, _padded(stream, batch), predictions.rows(slice(end - batch.size, end)))
+            for batch, stream, end in zip(contexts, entering, ends, strict=True)
         ]
         ce = {name: value[f"ce_{name}"] for name in ("zero", "mean")}
         return CleanRun(batches, ModelLosses(value["ce_clean"], ce, {}, {}, value["tokens"]))

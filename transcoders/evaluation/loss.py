@@ -1,6 +1,5 @@
 """What is left of the model's predictions with MLPs replaced: cross-entropy, KL and agreement, by document."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transcoders.evaluation.bootstrap import interval
-from transcoders.evaluation.likelihood import CLEAN, Likelihood
+from transcoders.evaluation.likelihood import Likelihood
 from transcoders.evaluation.settings import EvaluateSettings
 
 CONTEXTS_PER_BATCH = 8
@@ -33,6 +32,11 @@ class ContextBatch(NamedTuple):
         """The tokens that are predicted, contexts one after the other."""
         return self.tokens[:, 1:][self.mask[:, 1:]]
 
+    @property
+    def owner(self) -> Int[Tensor, "tokens"]:
+        """The document of each of these tokens."""
+        return self.document.repeat_interleave(self.mask[:, 1:].sum(1))
+
 
 class ModelLosses(NamedTuple):
     """Hold sums of each figure over the predicted tokens of each document, and the number of those tokens."""
@@ -42,6 +46,16 @@ class ModelLosses(NamedTuple):
     kl: dict[str, Float[Tensor, "documents"]]
     agreement: dict[str, Float[Tensor, "documents"]]
     tokens: Float[Tensor, "documents"]
+
+    def add_clean_(self, ce: Float[Tensor, "tokens"], batch: ContextBatch) -> None:
+        """Add the clean run's cross-entropy at the predicted tokens of ``batch``, and count these."""
+        self.ce_clean.index_add_(0, batch.owner, ce.double().cpu())
+        self.tokens.index_add_(0, batch.owner, torch.ones(batch.size, dtype=torch.float64))
+
+    def add_(self, name: str, run: Likelihood, batch: ContextBatch) -> None:
+        """Add what the run ``name`` predicts of the tokens of ``batch``."""
+        for sums, values in ((self.ce, run.ce), (self.kl, run.kl), (self.agreement, run.agreement)):
+            sums[name].index_add_(0, batch.owner, values.double().cpu())
 
 
 def context_batches(rows: list[NDArray[np.int64]], document: NDArray[np.int64], limit: int) -> list[ContextBatch]:
@@ -71,24 +85,6 @@ def no_losses(names: list[str], documents: int) -> ModelLosses:
     empty = torch.zeros(documents, dtype=torch.float64)
     ce, kl, agreement = ({name: empty.clone() for name in names} for _ in range(3))
     return ModelLosses(empty.clone(), ce, kl, agreement, empty.clone())
-
-
-def add_likelihoods(losses: ModelLosses, likelihoods: Mapping[str, Likelihood], batch: ContextBatch) -> None:
-    """Add what runs predict of the tokens of ``batch``; CLEAN is among the runs."""
-    predicted = batch.mask[:, 1:]
-    owner = batch.document[:, None].expand_as(predicted)[predicted]
-
-    def add(into: Tensor, values: Tensor) -> None:
-        into.index_add_(0, owner, values.double().cpu())
-
-    add(losses.tokens, torch.ones(len(owner)))
-    for name, run in likelihoods.items():
-        if name == CLEAN:
-            add(losses.ce_clean, run.ce)
-            continue
-        add(losses.ce[name], run.ce)
-        add(losses.kl[name], run.kl)
-        add(losses.agreement[name], run.agreement)
 
 
 def loss_metrics(losses: ModelLosses, name: str, settings: EvaluateSettings) -> dict[str, float]:

@@ -25,15 +25,15 @@ class Head(NamedTuple):
     """Gemma 2 bounds logits: ``cap * tanh(logits / cap)``."""
 
     def logits(
-        self, states: Float[Tensor, "tokens d_model"], block: slice = VOCABULARY
+        self, states: Float[Tensor, "tokens d_model"], block: slice = VOCABULARY, out: Tensor | None = None
     ) -> Float[Tensor, "tokens block"]:
-        """Return the logits of a ``block`` of the vocabulary."""
-        logits = states @ self.weight[block].T
+        """Return the logits of a ``block`` of the vocabulary, in the memory of ``out`` if it is given."""
+        logits = torch.mm(states, self.weight[block].T, out=out)
         if self.bias is not None:
             logits += self.bias[block]
         if self.scale != 1:
             logits *= self.scale
-        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
 
 
 @torch.no_grad()
