@@ -1,4 +1,4 @@
-"""Stage `plot`: curves, densities and the comparison, as tables for `dvc plots` and as figures for papers."""
+"""Stage `plot`: curves, densities and the comparison, as tables and a page for `dvc plots` and as figures."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from stages.common.paths import COMPARISON, PLOTS, Run, all_runs, pruned_of
 from transcoders.core.files import replacing
 from transcoders.core.tables import read_csv, read_rows
 from transcoders.figures import nested, runs
+from transcoders.figures.plots_page.build import build_page
 from transcoders.figures.style import colours_of, save
 from transcoders.figures.tables import by_prefix, shares, stack, thin
 
@@ -76,6 +77,8 @@ def work() -> None:
             path = out / "data" / f"{name}.csv"
             tables[name].to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
         draw(tables, colours_of(run.name for run in of_runs), out / "figures")
+        # Here, not ignored by git, so that `dvc plots show` finds it in every worktree and clone.
+        (out / "template.html").write_text(build_page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

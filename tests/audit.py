@@ -9,12 +9,15 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+LOCKS = ("requirements.lock", "requirements-test.lock")
+"""What running needs, and what testing needs besides."""
 UNREACHABLE = re.compile(r"Could not connect|ConnectionError|ConnectTimeout|Max retries|ServiceError|ProxyError")
 
 
 def vulnerabilities() -> str | None:
-    """What the OSV service knows of the versions in requirements.lock; None where it knows nothing."""
-    pinned = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if re.match(r"[\w.-]+==", line)]
+    """What the OSV service knows of the versions in the two locks; None where it knows nothing."""
+    lines = [line for name in LOCKS for line in (ROOT / name).read_text().splitlines()]
+    pinned = [line for line in lines if re.match(r"[\w.-]+==", line)]
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("\n".join(pinned))
         file.flush()

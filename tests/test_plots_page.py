@@ -51,12 +51,12 @@ nested-9-0,0.475,2,0.5
 nested-9-0,0.725,2,0.5
 """
 MARKS = {  # what each chart must at least draw, as Vega names the groups of its SVG
-    "loss": "mark-line",
-    "nmse": "mark-line",
+    "training_error": "mark-line",
+    "validation_error": "mark-line",
     "l0": "mark-line",
     "dead_fraction": "mark-line",
     "learning_rate": "mark-line",
-    "loss_by_step": "mark-line",
+    "training_error_by_step": "mark-line",
     "firing_density": "mark-area",
     "detection_score": "mark-area",
     "fvu": "mark-rect",
@@ -85,11 +85,12 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for command in (
         ["git", "init", "-q", "."],
         [DVC, "init", "-q"],
-        [DVC, "config", "plots.html_template", "plots_page.html"],
+        [DVC, "config", "plots.html_template", "../plots/template.html"],
     ):
         run(*command, cwd=root)
     shutil.copytree(ROOT / ".dvc/plots", root / ".dvc/plots")
-    (root / ".dvc/plots_page.html").write_text(build_page(), encoding="utf-8")
+    (root / "plots").mkdir()
+    (root / "plots/template.html").write_text(build_page(), encoding="utf-8")
     plots = YAML(typ="safe").load(ROOT / "dvc.yaml")["plots"]
     images = [plot for plot in plots if isinstance(plot, str)]
     YAML(typ="safe").dump({"plots": plots}, root / "dvc.yaml")
@@ -135,6 +136,15 @@ def test_every_plot_is_on_the_page_and_nothing_is_loaded_from_elsewhere(page: Pa
     assert not re.search(r"<(script|link|img|iframe)[^>]*\b(src|href)=[\"']?(https?:)?//", text)
     assert not re.search(r"@import|url\(\s*[\"']?(https?:)?//", text)
     assert "default-src 'none'" in text
+
+
+def test_a_worktree_shows_plots_without_any_set_up(repository: Path, tmp_path: Path) -> None:
+    run("git", "worktree", "add", "-q", str(tmp_path / "other tree"), cwd=repository)
+    run(str(DVC), "plots", "show", cwd=tmp_path / "other tree")
+    assert "default-src 'none'" in (tmp_path / "other tree/dvc_plots/index.html").read_text()
+    configured = re.search(r"html_template = (\S+)", (ROOT / ".dvc/config").read_text())
+    assert configured, "DVC's own page loads scripts from the network"
+    assert (ROOT / ".dvc" / configured.group(1)).is_file()
 
 
 def test_the_placeholders_occur_once_so_that_dvc_leaves_vega_itself_alone() -> None:

@@ -43,6 +43,16 @@ def pruned_of(layer: int) -> Path:
     return Path("data/pruned") / f"layer_{layer}.csv"
 
 
+def families_of(layer: int) -> Path:
+    """Return the file of the families that are planted into the activations of ``layer``."""
+    return Path("data/families") / f"layer_{layer}.safetensors"
+
+
+def verdicts_of(layer: int) -> Path:
+    """Return the folder of what planted families say of the dictionaries of ``layer``."""
+    return Path("data/verdicts") / f"layer_{layer}"
+
+
 def circuits_of(seed: int) -> Path:
     """Return the folder of the circuits that the transcoders of ``seed`` take part in."""
     return Path("data/circuits") / str(seed)
@@ -74,6 +84,11 @@ class Run(NamedTuple):
     def absorption(self) -> Path:
         """What stage `absorption` writes."""
         return Path("data/absorption") / self.name
+
+    @property
+    def planted(self) -> Path:
+        """What stage `planted` writes."""
+        return Path("data/planted") / self.name
 
     @property
     def features(self) -> Path:

@@ -79,7 +79,7 @@ def _layer(file: Path) -> object:
 
 
 def _text(file: Path) -> object:
-    found = [text for _, text in documents(TextSettings(source="file", path=str(file)))]
+    found = [document.text for document in documents(TextSettings(source="file", path=str(file)))]
     assert all(type(text) is str for text in found)
     return found
 

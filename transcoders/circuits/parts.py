@@ -12,8 +12,20 @@ from torch import Tensor, nn
 
 from transcoders.core.errors import UserError
 from transcoders.language.head import Head, read_head
+from transcoders.language.model import load_model
 
 Replacement = Callable[[Float[Tensor, "batch tokens d_model"]], Float[Tensor, "batch tokens d_model"]]
+
+
+LAYER_PARTS = {
+    "self_attn",
+    "mlp",
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+}
+"""All that a layer may hold: with anything else it computes something else."""
 
 
 class Norm(NamedTuple):
@@ -68,10 +80,7 @@ def load_parts(folder: Path, device: torch.device) -> ModelParts:
     Raises:
         UserError: the model's layers are of no kind known here.
     """
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    return take_apart(model.to(device))
+    return take_apart(load_model(folder, device, attention="eager"))
 
 
 def take_apart(model: Any) -> ModelParts:
@@ -94,6 +103,10 @@ def take_apart(model: Any) -> ModelParts:
 
 
 def _layer(layer: Any) -> Layer:
+    if others := {name for name, _ in layer.named_children()} - LAYER_PARTS:
+        raise AttributeError(f"a layer has {', '.join(sorted(others))}")
+    if getattr(layer, "residual_multiplier", 1) != 1:
+        raise AttributeError("a layer scales what it adds to the residual stream")
     attention = layer.self_attn
     if attention.v_proj.bias is not None or attention.o_proj.bias is not None:
         raise AttributeError("its attention has biases")

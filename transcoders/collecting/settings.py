@@ -1,18 +1,28 @@
 """Which activations to collect, of which text."""
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from transcoders.core.places import refuse_secrets
 from transcoders.core.settings import Settings
 from transcoders.language.settings import HookSettings
 
+Source = Literal["summaries", "wikipedia", "file", "hub"]
+Language = Literal["en", "es", "fr"]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
 
 class TextSettings(Settings):
-    """Which text: the packaged Wikipedia, a file, or a data set of the Hugging Face Hub."""
+    """Say which text to read: packaged summaries or articles of Wikipedia, a file, a Hub's data set, or a mix."""
 
-    source: Literal["wikipedia", "file", "hub"] = "wikipedia"
+    source: Annotated[list[Source], BeforeValidator(_as_list)] = Field(default=["summaries"], min_length=1)
+    """One, or several to mix in proportion to their documents."""
+    language: Language = "en"
+    """``summaries``: their language."""
     path: str | None = None
     """``file``: a .txt (documents separated by blank lines), .jsonl or .parquet file.
     ``hub``: the data set's id."""
@@ -25,15 +35,34 @@ class TextSettings(Settings):
     revision: str | None = None
     """``hub``: branch, tag or commit of the data set."""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name in self.source:
+            if name in ("file", "hub") and self.path is None:
+                raise ValueError(f"path: is missing; source {name!r} needs it")
+            if name == "hub" and len(self.source) > 1:
+                raise ValueError(
+                    f"source: {self.source} mixes 'hub', whose number of documents is unknown; save what you need of "
+                    "it as a file in inputs/text, and mix 'file'"
+                )
+        if len(set(self.source)) < len(self.source):
+            raise ValueError(f"source: {self.source} names one twice; remove it")
+        if self.language != "en" and "summaries" not in self.source:
+            raise ValueError(f"language: {self.language!r} is of summaries only; set source: summaries, or remove it")
+        return self
+
 
 class CollectSettings(Settings):
-    """Which activations to store, of which text."""
+    """Say which activations to store, of which text."""
 
     layers: list[int] = Field(min_length=1)
     tokens: int = Field(gt=0)
-    """Tokens to run (BOS not counted)."""
+    """Tokens to run (the first of each context not counted)."""
     text: TextSettings = TextSettings()
     context_length: int = Field(default=256, ge=2)
+    context_start: str | None = Field(default=None, min_length=1)
+    """What contexts begin with: null takes the tokenizer's BOS, a token's text names another; ``none``: their text.
+    The first token of a context, whatever it is, is run but neither stored nor replaced."""
     batch_size: int = Field(default=8, gt=0)
     """Contexts per forward pass."""
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"

@@ -33,9 +33,9 @@ class Panel(NamedTuple):
     percent: bool = False
 
 
-PANELS = (
-    Panel("loss", "Training loss", "loss (normalised units)", log=True),
-    Panel("nmse", "Normalised MSE", "NMSE"),
+PANELS = (  # not the loss: that of a nested run is a sum over its prefixes, and has no common scale with a plain one's
+    Panel("nmse", "Training error", "NMSE of all latents so far", log=True),
+    Panel("validation_nmse", "Validation error", "NMSE of all latents so far", log=True),
     Panel("l0", "L0", "active latents per token"),
     Panel("dead_fraction", "Dead latents", "share of all latents", percent=True),
     Panel("learning_rate", "Learning rate", "learning rate"),
@@ -44,7 +44,7 @@ PANELS = (
 
 
 def training_curves(curves: pd.DataFrame, colours: Colours) -> Figure:
-    """Draw loss, NMSE, L0, dead latents, learning rate and gradient norm over training tokens."""
+    """Draw training and validation error, L0, dead latents, learning rate and gradient norm over training tokens."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 5.6), layout="constrained")
         grid = figure.subplots(2, 3, sharex=True)
@@ -57,23 +57,11 @@ def training_curves(curves: pd.DataFrame, colours: Colours) -> Figure:
 
 
 def draw_panel(axes: Axes, panel: Panel, curves: pd.DataFrame, colours: Colours) -> None:
-    """Draw one curve a run; the NMSE also on the validation documents."""
-    pale = 0.35 if panel.column == "nmse" else 1.0
+    """Draw one curve a run; with dots where only some steps have a value."""
     for name, curve in curves.groupby("run", sort=False):
-        axes.plot(curve["tokens"], curve[panel.column], color=colours[str(name)], alpha=pale)
-        if panel.column == "nmse":
-            validation = curve.dropna(subset=["validation_nmse"])
-            axes.plot(
-                validation["tokens"],
-                validation["validation_nmse"],
-                color=colours[str(name)],
-                marker="o",
-                markersize=3,
-            )
-    if panel.column == "nmse":
-        axes.plot([], [], color="#6E6E6E", alpha=pale, label="training")
-        axes.plot([], [], color="#6E6E6E", marker="o", markersize=3, label="validation")
-        axes.legend()
+        measured = curve.dropna(subset=[panel.column])
+        dots = "o" if len(measured) < len(curve) else None
+        axes.plot(measured["tokens"], measured[panel.column], color=colours[str(name)], marker=dots, markersize=3)
     axes.set_title(panel.title)
     axes.set_ylabel(panel.label)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -109,6 +97,7 @@ def detection_scores(scores: pd.DataFrame, colours: Colours) -> Figure:
         draw_histograms(axes, scores, "score", colours)
         axes.axvline(0.5, color="0.5", linewidth=0.8, linestyle=":")
         axes.annotate("chance", (0.5, 1), (-3, -3), ("data", "axes fraction"), "offset points", ha="right", va="top")
+        axes.set_xlim(right=1)
         axes.set_title("How well descriptions tell unseen contexts")
         axes.set_xlabel("detection score (balanced accuracy)")
         legend_of_runs(figure, colours)
