@@ -23,6 +23,11 @@ def store_of(layer: int) -> Path:
     return ACTIVATIONS / f"layer_{layer}.zarr"
 
 
+def clean_of(layer: int) -> Path:
+    """Return the file of the clean run that evaluations of ``layer`` start from."""
+    return Path("data/clean") / f"layer_{layer}.safetensors"
+
+
 def words_of(layer: int) -> Path:
     """Return the file of the words' activations at ``layer``, and of the probes."""
     return Path("data/words") / f"layer_{layer}.safetensors"
