@@ -51,14 +51,14 @@ def main() -> None:
 
 
 def run(device: torch.device, args: argparse.Namespace) -> dict[str, list[str]]:
-    """The rows of every table that was asked for and could be measured."""
+    """Return the rows of every table that was asked for and could be measured."""
     wanted = args.tables or list(HEADERS)
     rows: dict[str, list[str]] = {}
     if set(wanted) & set(STEP_TABLES):
         sizes = step.SIZES + (step.CUDA_SIZES if device.type == "cuda" else [])
         chosen = [size for i, size in enumerate(sizes) if args.sizes is None or i in args.sizes]
-        found = [step.run(size, _rounds(size, args.rounds), device) for size in chosen]
-        rows |= {table: [row for tables in found for row in tables[table]] for table in STEP_TABLES}
+        results = [step.run(size, _rounds(size, args.rounds), device) for size in chosen]
+        rows |= {table: [row for tables in results for row in tables[table]] for table in STEP_TABLES}
         rows["machine"] = [_machine(device)]
     if "training" in wanted:
         rows["training"] = throughput.run(device)
@@ -86,14 +86,14 @@ def write(rows: dict[str, list[str]], page: Path) -> None:
             lines = [f"| {header} |", "|" + " --- |" * columns, *lines]
         block = f"<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- /{name} -->"
         pattern = f"<!-- {name} -->.*<!-- /{name} -->"
-        text, found = re.subn(pattern, block.replace("\\", r"\\"), text, flags=re.DOTALL)
-        if not found:
+        text, replacements = re.subn(pattern, block.replace("\\", r"\\"), text, flags=re.DOTALL)
+        if not replacements:
             raise SystemExit(f"{page} has no <!-- {name} --> … <!-- /{name} -->: add them")
     page.write_text(text)
 
 
 def _rounds(size: Size, rounds: int) -> int:
-    """Fewer where a step takes seconds."""
+    """Return how many rounds to measure: fewer where a step takes seconds."""
     work = size.batch * size.d * size.d_hidden
     return max(3, min(rounds, rounds * 30_000_000_000 // work))
 

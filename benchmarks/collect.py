@@ -24,7 +24,7 @@ class _StopError(Exception):
 
 
 def run(folder: Path, rounds: int, device: torch.device) -> list[str]:
-    """Rows: batch shape, tokens/s of both, and the median over rounds of the ratio within a round."""
+    """Return the rows: batch shape, tokens/s of both, and the median over rounds of the ratio within a round."""
     bridge = load_bridge(folder, device)
     tap = resolve_tap(bridge, LAYER, HookSettings())
     peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").to(device)

@@ -30,7 +30,7 @@ class Size(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Tensors that all contenders share, weights included."""
+    """Hold the tensors that all contenders share, weights included."""
 
     size: Size
     x: Float[Tensor, "tokens d"]
@@ -78,12 +78,12 @@ def groupmax(x: Tensor, p: Problem) -> SparseLatents:
 
 
 def nested(x: Tensor, p: Problem) -> SparseLatents:
-    """As the variant ``matryoshka`` encodes: each of the groups chooses its own share of k."""
+    """Encode as the variant ``matryoshka`` does: each of the groups chooses its share of k."""
     return kernels.topk_encode(x, p.W_enc, p.b_enc, nested_config(p.size).groups)
 
 
 def nested_config(size: Size) -> TranscoderConfig:
-    """The delivered nested variants' groups, at this size."""
+    """Return the config of the delivered nested variants' groups, at this size."""
     variant = VariantSettings(prefixes=(1 / 16, 1 / 8, 1 / 4, 1 / 2, 1))
     prefixes, ks = variant.sizes(size.d_hidden), variant.ks(size.k)
     return TranscoderConfig(d_in=size.d, d_out=size.d, d_hidden=size.d_hidden, k=size.k, prefixes=prefixes, prefix_k=ks)
@@ -96,7 +96,7 @@ def ours(
     aux_share: float = 1.0,
     prefixes: tuple[int, ...] = (),
 ) -> Callable[[], None]:
-    """Our step: clip and fused Adam included; optionally AuxK (on a share of tokens) or nested."""
+    """Return our step: clip and fused Adam included; optionally AuxK (on a share of tokens) or nested."""
     generator = torch.Generator().manual_seed(1)
     order = torch.randperm(p.size.d_hidden, generator=generator).to(p.x.device)
     dead_ids = order[: round(dead * p.size.d_hidden)].sort().values
@@ -139,7 +139,7 @@ def update_(p: Problem, step: int) -> None:
 
 
 def dense(p: Problem) -> Callable[[], None]:
-    """TopK by scatter into a dense matrix, dense decoding, autograd; torch's fused Adam."""
+    """Return a step with TopK by scatter into a dense matrix, dense decoding, autograd and torch's fused Adam."""
     optimiser = torch.optim.Adam(p.parameters, LR, fused=True)
 
     def step() -> None:
@@ -165,7 +165,7 @@ def has_sparsify() -> bool:
 
 
 def sparsify(p: Problem, fused: bool) -> Callable[[], None]:
-    """eai-sparsify's SparseCoder, in the order of its trainer; Adam as it makes it, or fused."""
+    """Return a step of eai-sparsify's SparseCoder, in the order of its trainer; Adam as it makes it, or fused."""
     if not p.x.is_cuda:  # its Triton decoder would be chosen wherever triton is installed
         os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
     from sparsify import SparseCoder, SparseCoderConfig

@@ -35,7 +35,7 @@ VARIANTS = {
 
 
 class World(NamedTuple):
-    """Decoder directions of the planted features, and tokens made of them."""
+    """Hold decoder directions of the planted features, and tokens made of them."""
 
     parents: Float[Tensor, "parents d"]
     children: Float[Tensor, "children d"]
@@ -44,7 +44,7 @@ class World(NamedTuple):
 
 
 class Recovery(NamedTuple):
-    """How well a dictionary knows the planted features; 1 is perfectly."""
+    """Say how well a dictionary knows the planted features; 1 is perfectly."""
 
     parents: float
     children: float
@@ -55,7 +55,7 @@ class Recovery(NamedTuple):
 
 
 def world(tokens: int, seed: int) -> World:
-    """Each parent fires on a tenth of the tokens, and mostly with one of its children."""
+    """Make tokens on a tenth of which each parent fires, mostly with one of its children."""
     generator = torch.Generator().manual_seed(seed)
 
     def directions(count: int) -> Tensor:
@@ -65,8 +65,8 @@ def world(tokens: int, seed: int) -> World:
         return 1 + torch.rand(*shape, generator=generator)
 
     parents = (torch.rand(tokens, PARENTS, generator=generator) < 0.1) * size(tokens, PARENTS)
-    which = torch.randint(CHILDREN + 1, (tokens, PARENTS), generator=generator)  # the last: no child
-    chosen = torch.nn.functional.one_hot(which, CHILDREN + 1)[..., :-1] * (parents > 0)[..., None]
+    child = torch.randint(CHILDREN + 1, (tokens, PARENTS), generator=generator)  # the last: no child
+    chosen = torch.nn.functional.one_hot(child, CHILDREN + 1)[..., :-1] * (parents > 0)[..., None]
     children = (chosen * size(tokens, PARENTS, CHILDREN)).reshape(tokens, -1) * 0.7
     x = parents @ directions(PARENTS) + children @ directions(PARENTS * CHILDREN)
     of_parents, of_children = directions(PARENTS), directions(PARENTS * CHILDREN)
@@ -74,7 +74,7 @@ def world(tokens: int, seed: int) -> World:
 
 
 class _Reader:
-    """The tokens of a world in batches, as the trainer reads them."""
+    """Give the tokens of a world in batches, as the trainer reads them."""
 
     seconds_waited = 0.0
 
@@ -92,7 +92,7 @@ class _Reader:
 
 
 def train(variant: VariantSettings, planted: World, seed: int, epochs: int = 20, k: int = 3) -> Transcoder:
-    """A dictionary of as many latents as there are features, and fewer active ones than features fire."""
+    """Train a dictionary with as many latents as there are features, and fewer active ones than features fire."""
     data, d_hidden = planted.data, PARENTS * (1 + CHILDREN)
     d_hidden -= d_hidden % 4
     settings = TrainSettings(
@@ -142,13 +142,13 @@ def recovery(model: Transcoder, planted: World) -> Recovery:
 
 
 def run(seeds: int = 3) -> list[str]:
-    """A row for each variant: means over seeds."""
+    """Return a row for each variant: means over seeds."""
     rows = []
     for name, variant in VARIANTS.items():
-        found = []
+        recoveries = []
         for seed in range(seeds):
             planted = world(20_000, seed)
-            found.append(recovery(train(variant, planted, seed), planted))
-        means = np.mean(found, axis=0)
+            recoveries.append(recovery(train(variant, planted, seed), planted))
+        means = np.mean(recoveries, axis=0)
         rows.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in means) + " |")
     return rows

@@ -14,7 +14,7 @@ Step = Callable[[], object]
 
 
 def interleaved(steps: Mapping[str, Step], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds per call, round by round, after one call of each to warm up.
+    """Return seconds per call, round by round, after one call of each to warm up.
 
     Every round calls all, in an order that rotates, so that what else the machine does falls on all
     alike: compare within rounds (`ratio`).
@@ -34,13 +34,13 @@ def interleaved(steps: Mapping[str, Step], rounds: int, device: torch.device) ->
 
 
 def ratio(seconds: Mapping[str, list[float]], numerator: str, denominator: str) -> float:
-    """Median over rounds of one step's time over another's."""
+    """Return the median over rounds of one step's time over another's."""
     pairs = zip(seconds[numerator], seconds[denominator], strict=True)
     return median(a / b for a, b in pairs)
 
 
 def peak_bytes(step: Step, device: torch.device) -> int | None:
-    """How far memory rises during a step above what is held before it; None where unknown.
+    """Return how far memory rises during a step above what is held before it; None where unknown.
 
     On CPU it is the resident set's high-water mark, which Linux can reset.
     """

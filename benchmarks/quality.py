@@ -38,7 +38,7 @@ SPARSIFY_RATE = 1e-3
 
 
 class Task(NamedTuple):
-    """Real activations, split by document."""
+    """Hold real activations, split by document."""
 
     store: Store
     documents: dict[str, NDArray[np.bool_]]
@@ -48,7 +48,7 @@ class Task(NamedTuple):
 
 
 def open_task(data: Path, tokens: int, device: torch.device) -> Task | None:
-    """The first layer that the pipeline collected into ``data``; None if there is none."""
+    """Open the first layer that the pipeline collected into ``data``; return None if there is none."""
     stores = sorted((data / "activations").glob("layer_*.zarr"))
     if not stores:
         log.warning("%s holds no activations: run the pipeline first, or name its folder with --data", data)
@@ -61,7 +61,7 @@ def open_task(data: Path, tokens: int, device: torch.device) -> Task | None:
 
 
 def task_of(store: Store, documents: dict[str, NDArray[np.bool_]], device: torch.device) -> Task:
-    """With the statistics of the training documents."""
+    """Return the task of ``store``, with the statistics of the training documents."""
     train = list(ordered_batches(store, documents["train"], 200_000, torch.device("cpu")))
     return Task(store, documents, measure(train), sample_of(train), device)
 
@@ -114,7 +114,7 @@ def trainer_of(task: Task, settings: TrainSettings, variant: VariantSettings, se
 
 
 def _sparsify(task: Task, epochs: int, seed: int) -> Predictor:
-    """eai-sparsify's SparseCoder with Adam and its initialisation, on the same batches and schedule."""
+    """Train eai-sparsify's SparseCoder with Adam and its initialisation, on the same batches and schedule."""
     if task.device.type == "cpu":
         os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
     from sparsify import SparseCoder, SparseCoderConfig
@@ -153,12 +153,12 @@ def _sparsify(task: Task, epochs: int, seed: int) -> Predictor:
 
 
 def error(task: Task, predict: Predictor) -> tuple[float, float]:
-    """FVU and share of dead latents on the test documents."""
+    """Return FVU and share of dead latents on the test documents."""
 
     def batches() -> Iterator[Any]:
         return ordered_batches(task.store, task.documents["test"], 10**9, task.device)
 
-    found = reconstruction(
+    result = reconstruction(
         predict,
         batches(),
         documents=len(task.documents["test"]),
@@ -166,10 +166,10 @@ def error(task: Task, predict: Predictor) -> tuple[float, float]:
         output_scale=task.statistics.y_scale,
         settings=EvaluateSettings(bootstrap=2),
     )
-    return found.metrics["fvu"], found.metrics["dead_fraction"]
+    return result.metrics["fvu"], result.metrics["dead_fraction"]
 
 
-def _row(name: str, found: list[tuple[float, float]]) -> str:
-    errors, dead = zip(*found, strict=True)
+def _row(name: str, results: list[tuple[float, float]]) -> str:
+    errors, dead = zip(*results, strict=True)
     cells = [f"{value:.4f}" for value in (*errors, np.mean(errors))]
     return f"| {name} | " + " | ".join(cells) + f" | {100 * np.mean(dead):.1f} % |"

@@ -14,7 +14,7 @@ BUFFERS = (16_384, 131_072, 10**9)
 
 
 def run(task: Task) -> list[str]:
-    """Rows: buffer, same-document pairs in a batch over those of an ideal shuffle, tokens/s of reading."""
+    """Return the rows: buffer, same-document pairs in a batch over those of an ideal shuffle, tokens/s of reading."""
     rows = []
     batch_size = TrainSettings().batch_size
     owner = task.store.labels("document", 0, task.store.tokens)
@@ -37,7 +37,7 @@ def run(task: Task) -> list[str]:
 def _documents_in_order(
     reader: ShuffledReader, owner: NDArray[np.int32], wanted: NDArray[np.bool_]
 ) -> NDArray[np.int32]:
-    """The document of each token of the first epoch, in the order that the reader gives them."""
+    """Return the document of each token of the first epoch, in the order that the reader gives them."""
     parts = []
     for number, chunks in enumerate(reader._loads(0)):
         rows = np.concatenate([np.arange(*reader._chunks[index]) for index in chunks])
@@ -48,7 +48,7 @@ def _documents_in_order(
 
 
 def _same_pairs(documents: NDArray[np.int32], batch_size: int) -> float:
-    """Pairs of tokens of one document within a batch, mean over batches."""
+    """Return the number of pairs of tokens of one document within a batch, as a mean over batches."""
     count = len(documents) // batch_size
     batches = torch.from_numpy(documents[: count * batch_size].astype(np.int64)).view(count, batch_size)
     return float(np.mean([(np.bincount(batch) * (np.bincount(batch) - 1)).sum() / 2 for batch in batches.numpy()]))

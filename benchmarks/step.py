@@ -22,7 +22,7 @@ PEERS = {"sparsify": SPARSIFY, "its Adam fused": SPARSIFY_FUSED, "dense autograd
 
 
 def run(size: Size, rounds: int, device: torch.device) -> dict[str, list[str]]:
-    """Rows of the three tables for one size, by table."""
+    """Return the rows of the three tables for one size, by table."""
     needed = _bytes_needed(size)
     if available_bytes(device) < needed:
         note = f"skipped: needs {needed / 2**30:.0f} GiB of free memory"
@@ -41,7 +41,7 @@ def run(size: Size, rounds: int, device: torch.device) -> dict[str, list[str]]:
 
 
 def _matmul(p: Problem) -> Step:
-    """The encoder's product with its bias, as fast as we know how to have it."""
+    """Return the encoder's product with its bias, as fast as we know how to have it."""
     x, W, b = p.x, p.W_enc.detach(), p.b_enc.detach()
     if x.is_cuda:
         x, W = x.bfloat16(), W.bfloat16()
@@ -84,7 +84,7 @@ def _options_row(size: Size, seconds: dict[str, list[float]]) -> str:
 
 
 def _memory_row(p: Problem, steps: dict[str, Step], device: torch.device) -> str:
-    """Peaks above weights and moments; gradients, which all make, are given beside."""
+    """Return the row of peaks above weights and moments; gradients, which all make, are given beside."""
     peaks = {name: peak_bytes(step, device) for name, step in steps.items()}
     gradients = sum(w.numel() * w.element_size() for w in p.parameters)
     one = p.size.batch * p.size.d_hidden * (2 if device.type == "cuda" else 4)
@@ -93,7 +93,7 @@ def _memory_row(p: Problem, steps: dict[str, Step], device: torch.device) -> str
 
 
 def _bytes_needed(size: Size) -> int:
-    """Weights, gradients, the moments of four optimisers; sparsify's expanded rows, in copies."""
+    """Count weights, gradients, the moments of four optimisers, and copies of sparsify's expanded rows."""
     weights = 8 * size.d * size.d_hidden
     return 10 * weights + 12 * size.batch * size.k * size.d + 12 * size.batch * size.d_hidden
 

@@ -30,6 +30,7 @@ from transcoders.core.provenance import model_hash
 from transcoders.evaluation.predictors import transcoder_predictor
 from transcoders.language.model import load_bridge, load_tokenizer
 from transcoders.language.taps import Tap, resolve_tap
+from transcoders.language.tokens import special_ids
 from transcoders.training.settings import TrainSettings, VariantSettings
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ KINDS: tuple[dict[str, Any], ...] = (
 
 
 class Round(NamedTuple):
-    """Seconds of one round: of a store, and of a plain file of as many bytes."""
+    """Hold the seconds of one round: of a store, and of a plain file of as many bytes."""
 
     write: float
     plain_write: float
@@ -61,7 +62,7 @@ class Round(NamedTuple):
 
 
 def run(model: Path, device: torch.device) -> list[str]:
-    """Rows: the kind, its size, its rates beside those of plain files of the same bytes, held-out FVU.
+    """Return the rows: the kind, its size, its rates beside those of plain files of the same bytes, held-out FVU.
 
     Every kind is trained on what it gives back, and judged on the test documents in float32.
     """
@@ -77,14 +78,14 @@ def run(model: Path, device: torch.device) -> list[str]:
         batches = list(_batches(exact))
         judge = quality.task_of(exact, parts, device)
         for last in [False] * (ROUNDS - 1) + [True]:
-            for settings, found in zip(kinds, rounds, strict=True):
+            for settings, measured in zip(kinds, rounds, strict=True):
                 path = folder / "kind.zarr"
                 shutil.rmtree(path, ignore_errors=True)
-                found.append(_round(batches, tap, settings, path, model, device))
+                measured.append(_round(batches, tap, settings, path, model, device))
                 if last:
                     values = settings.dtype, settings.outputs  # a codec changes none
                     errors[values] = errors.get(values) or _fvu(path, parts, judge, model)
-                    rows.append(_row(settings, path, found, errors[values]))
+                    rows.append(_row(settings, path, measured, errors[values]))
                     log.info(rows[-1])
     return rows
 
@@ -94,17 +95,23 @@ def _collect(model: Path, path: Path, device: torch.device) -> tuple[dict[str, A
     bridge, tokenizer = load_bridge(model, device), load_tokenizer(model)
     settings = CollectSettings(layers=[LAYER], tokens=COLLECTED, dtype="float32")
     contexts = make_contexts(
-        documents(TextSettings()), tokenizer, tokens=COLLECTED, context_length=settings.context_length, pool=8.0, seed=0
+        documents(TextSettings()),
+        tokenizer,
+        start=[tokenizer.bos_token_id],
+        tokens=COLLECTED,
+        context_length=settings.context_length,
+        pool=8.0,
+        seed=0,
     )
     tap = resolve_tap(bridge, LAYER, settings.hooks)
-    batches = Batches(bridge, [tap], contexts, settings.batch_size, sorted(tokenizer.all_special_ids))
+    batches = Batches(bridge, [tap], contexts, settings.batch_size, special_ids(tokenizer))
     collect(batches, settings, [path], [_facts(tap, model)])
     split = split_documents(contexts.documents, SplitSettings())
     return {part: documents_of(split, part) for part in PARTS}, tap
 
 
 def _facts(tap: Tap, model: Path) -> dict[str, Any]:
-    return {"hf_hook_out": tap.hf_hook_out, "model_hash": model_hash(model)}
+    return {"mlp": tap.mlp, "mlp_scale": tap.mlp_scale, "model_hash": model_hash(model)}
 
 
 def _batches(exact: Store) -> Iterator[Rows]:
@@ -182,7 +189,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _seconds(work: Callable[[], Any], written: Path | None = None) -> float:
-    """Of ``work``, until what it wrote has reached the disk."""
+    """Return the seconds of ``work``, until what it wrote has reached the disk."""
     began = time.perf_counter()
     work()
     for file in _files(written) if written else ():

@@ -26,7 +26,7 @@ DOCUMENTS = 100
 
 
 def run(device: torch.device) -> list[str]:
-    """Rows: the size and batch, then tokens/s and the share of the time spent waiting for data, of each variant."""
+    """Return the rows: size and batch, then tokens/s and the share of the time spent waiting for data, by variant."""
     sizes = CUDA_SIZES if device.type == "cuda" else CPU_SIZES
     cache_folder("bench").mkdir(parents=True, exist_ok=True)
     rows = []
@@ -39,7 +39,7 @@ def run(device: torch.device) -> list[str]:
 
 
 def _measured(task: Task, size: Size, variant: VariantSettings) -> str:
-    """The second of two runs: in the first, programs are compiled and the store comes into the cache."""
+    """Return the cell of the second of two runs: the first compiles programs and brings the store into the cache."""
     settings = TrainSettings(d_hidden=size.d_hidden, k=size.k, batch_size=size.batch, epochs=2, validate_every=10**6)
     for _ in range(2):
         with TemporaryDirectory() as folder:

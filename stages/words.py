@@ -9,6 +9,7 @@ from transcoders.absorption.words import NO_TASK, fit_probes, read_words, save_t
 from transcoders.core.devices import resolve_device
 from transcoders.language.model import load_bridge, load_tokenizer
 from transcoders.language.taps import tap_of
+from transcoders.language.tokens import recorded_start
 
 
 class Params(StageParams):
@@ -27,7 +28,9 @@ def work(layer: int) -> None:
     device = resolve_device(params.device)
     inputs = open_inputs(layer, device)
     tap, bridge = tap_of(inputs.store.attributes), load_bridge(MODEL, device)
-    task = read_words(bridge, tap, load_tokenizer(MODEL), params.absorption)
+    tokenizer = load_tokenizer(MODEL)
+    start = recorded_start(tokenizer, inputs.store.attributes).ids
+    task = read_words(bridge, tap, tokenizer, start, params.absorption)
     save_task(words_of(layer), task, fit_probes(task))
 
 

@@ -47,6 +47,10 @@ def make_store(
         "hf_hook_in": "hi",
         "hf_hook_out": "ho",
         "gain_applied": True,
+        "mlp": ["m"],
+        "mlp_scale": 1.0,
+        "context_start": "<bos>",
+        "prepend_bos": True,
         "mlp_out_mean": y.mean(0).tolist(),
         "mlp_out_mean_square": float(y.square().sum(1).mean()),
     }
@@ -67,7 +71,13 @@ def tiny_gemma(folder: Path) -> Path:
         head_dim=8,
     )
     Gemma3ForCausalLM(config).save_pretrained(folder)
+    return save_numbers_tokenizer(folder)
+
+
+def save_numbers_tokenizer(folder: Path, **special: str | None) -> Path:
+    """Save a tokenizer whose words are the numbers below 100; 1 begins texts and 0 ends them."""
     words = Tokenizer(WordLevel({str(i): i for i in range(100)}, unk_token="0"))
     words.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="1", eos_token="0", pad_token="0").save_pretrained(folder)
+    tokens = {"bos_token": "1", "eos_token": "0", "pad_token": "0"} | special
+    PreTrainedTokenizerFast(tokenizer_object=words, **tokens).save_pretrained(folder)
     return folder

@@ -49,7 +49,7 @@ def trainer(store, checkpoint, variant=None, ranks=ALONE, device=DEVICE, checkpo
         buffer_tokens=4096,
         seed=0,
         device=device,
-        own=ranks.data.share(settings.batch_size),
+        share=ranks.data.share(settings.batch_size),
     )
     start = Start(statistics, sample_of(batches), 0)
     held_out = [Batch(b.x.to(device), b.y.to(device)) for b in batches]

@@ -289,13 +289,13 @@ def test_words_are_read_where_they_stand_in_the_prompt(gemma):
     tokenizer = load_tokenizer(gemma)
     bridge = load_bridge(gemma, torch.device("cpu"))
     settings = AbsorptionSettings(words=60)
-    task = read_words(bridge, resolve_tap(bridge, 0, HookSettings()), tokenizer, settings)
+    task = read_words(bridge, resolve_tap(bridge, 0, HookSettings()), tokenizer, [2], settings)
     assert sorted(task.words) == sorted(word.text for word in single_token_words(tokenizer, 60))
     assert int(task.test.sum()) == 18
     assert task.x.shape == task.y.shape == (60, 640)
     words = single_token_words(tokenizer, 60)
     words = [words[i] for i in np.random.default_rng(0).permutation(60)]
-    prompts = spelling_prompts(words, tokenizer, 0)
+    prompts = spelling_prompts(words, tokenizer, 0, [2], None)
     assert [row[i] for row, positions in prompts for i in positions] == [word.token for word in words]
     text = tokenizer.decode(prompts[0][0][1:])
     assert text.startswith(f" {text.split(':')[0].strip()}: {text.strip()[0].upper()}\n")

@@ -23,11 +23,11 @@ def opened(tmp_path_factory):
 
 def read(store, documents, batches, first=0, seed=0, batch_size=300, buffer_tokens=8192):
     reader = ShuffledReader(store, documents, batch_size=batch_size, buffer_tokens=buffer_tokens, seed=seed, device=CPU)
-    found = []
+    columns = []
     for batch, _ in zip(reader.batches(first), range(batches), strict=False):
         assert torch.equal(batch.y, -batch.x)
-        found.append(batch.x[:, 0].long())
-    return reader, found
+        columns.append(batch.x[:, 0].long())
+    return reader, columns
 
 
 def test_an_epoch_holds_every_row_of_the_chosen_documents_once(opened):
@@ -56,9 +56,9 @@ def test_epochs_differ_and_the_seed_decides(opened):
 def test_starting_in_the_middle_gives_what_would_have_come(opened, first, batch_size, buffer_tokens):
     chosen = np.arange(200) % 4 != 1
     kwargs = {"batch_size": batch_size, "buffer_tokens": buffer_tokens}
-    _, whole = read(opened, chosen, first + 3, **kwargs)
+    _, full_run = read(opened, chosen, first + 3, **kwargs)
     _, tail = read(opened, chosen, 3, first=first, **kwargs)
-    assert all(torch.equal(a, b) for a, b in zip(whole[first:], tail, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(full_run[first:], tail, strict=True))
 
 
 def test_recomputed_outputs_are_those_that_would_have_been_stored(tmp_path):
@@ -90,9 +90,9 @@ def test_rows_of_a_batch_come_from_all_over_the_buffer(opened):
 
 def test_ordered_batches_stop_at_the_limit_and_keep_labels(opened):
     chosen = np.arange(200) < 50
-    found = list(ordered_batches(opened, chosen, 4500, CPU))
-    assert sum(len(batch.x) for batch in found) == 4500
-    for batch in found:
+    batches = list(ordered_batches(opened, chosen, 4500, CPU))
+    assert sum(len(batch.x) for batch in batches) == 4500
+    for batch in batches:
         assert chosen[batch.document].all()
         assert (batch.x[:, 0].numpy() == batch.token).all()
 

@@ -20,14 +20,14 @@ SIZES = {
 
 
 @pytest.mark.parametrize(
-    ("model", "hook"),
+    ("model", "hook", "scale"),
     [
-        (Gemma3ForCausalLM(Gemma3TextConfig(**SIZES)), "post_feedforward_layernorm"),
-        (LlamaForCausalLM(LlamaConfig(**SIZES, mlp_bias=True)), "mlp"),
+        (Gemma3ForCausalLM(Gemma3TextConfig(**SIZES)), "post_feedforward_layernorm", 1),
+        (LlamaForCausalLM(LlamaConfig(**SIZES, mlp_bias=True)), "mlp", 0.5),
     ],
 )
 @pytest.mark.parametrize("shard_size", ["5GB", "10KB"])
-def test_it_gives_what_the_model_gives_there(tmp_path, model, hook, shard_size):
+def test_it_gives_what_the_model_gives_there(tmp_path, model, hook, scale, shard_size):
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     model.eval().to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size=shard_size)
@@ -39,9 +39,10 @@ def test_it_gives_what_the_model_gives_there(tmp_path, model, hook, shard_size):
     getattr(block, hook).register_forward_hook(lambda module, inputs, output: caught.update(y=output))
     with torch.no_grad():
         model(torch.arange(10)[None])
-        found = load_mlp(tmp_path, f"model.layers.1.{hook}.output", CPU)(caught["x"][0])
-    assert torch.allclose(found, caught["y"][0], rtol=1e-5, atol=1e-6)
-    assert not found.requires_grad
+        modules = [f"model.layers.1.{name}" for name in dict.fromkeys(("mlp", hook))]
+        y = load_mlp(tmp_path, modules, scale, CPU)(caught["x"][0])
+    assert torch.allclose(y, scale * caught["y"][0], rtol=1e-5, atol=1e-6)
+    assert not y.requires_grad
 
 
 def test_a_model_that_names_its_mlp_otherwise_is_told(tmp_path):
@@ -49,4 +50,4 @@ def test_a_model_that_names_its_mlp_otherwise_is_told(tmp_path):
     with pytest.raises(
         UserError, match=r"recomputed needs the weights of model\.layers\.1\.mlp alone.*outputs: stored"
     ):
-        load_mlp(tmp_path, "model.layers.1.mlp.output", CPU)
+        load_mlp(tmp_path, ["model.layers.1.mlp"], 1, CPU)

@@ -39,8 +39,8 @@ def test_int8_is_off_by_half_a_step_of_its_row_at_most(rows):
         "mlp_in": "int8",
         "mlp_in_scale": "float32",
     }
-    found, step = store.from_storage("mlp_in", arrays).double(), x.double().abs().amax(1, keepdim=True) / 127
-    assert ((found - x.double()).abs() <= step * (0.5 + 1e-4) + 1e-43).all()
+    restored, step = store.from_storage("mlp_in", arrays).double(), x.double().abs().amax(1, keepdim=True) / 127
+    assert ((restored - x.double()).abs() <= step * (0.5 + 1e-4) + 1e-43).all()
 
 
 @pytest.mark.parametrize("codec", [None, "zstd"])
@@ -48,11 +48,11 @@ def test_int8_rows_are_read_as_float32_and_rows_of_zeros_survive(tmp_path, codec
     x = torch.randn(5000, 8) * torch.logspace(-3, 4, 5000)[:, None]
     x[4000:4200] = 0
     opened = Store(make_store(tmp_path / "s.zarr", x, -x, dtype="int8", codec=codec))
-    found = opened.rows("mlp_in", 3900, 5000)
-    assert found.dtype == torch.float32
-    assert (found[100:300] == 0).all()
-    assert ((found - x[3900:]).norm(dim=1) <= 0.02 * x[3900:].norm(dim=1)).all()
-    assert torch.equal(opened.rows("mlp_out", 3900, 5000), -found)
+    restored = opened.rows("mlp_in", 3900, 5000)
+    assert restored.dtype == torch.float32
+    assert (restored[100:300] == 0).all()
+    assert ((restored - x[3900:]).norm(dim=1) <= 0.02 * x[3900:].norm(dim=1)).all()
+    assert torch.equal(opened.rows("mlp_out", 3900, 5000), -restored)
 
 
 def test_default_stores_have_no_trace_of_the_options(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from circuits_support import SETTINGS, random_transcoders, tiny_gemma, tiny_llama
 from test_attribution import TOKENS, difference_of
 
-from transcoders.circuits.attribution import Targets, attribute, difference, top_logits
+from transcoders.circuits.attribution import Targets, attribute, difference
 from transcoders.circuits.frozen import freeze
 from transcoders.circuits.graph import Output, influence, prune, scores
 from transcoders.circuits.parts import load_parts, take_apart
@@ -165,15 +165,6 @@ def test_on_the_real_model_effects_sum_to_the_logit_difference(real):
         logits[tokenizer.convert_tokens_to_ids("▁Paris")] - logits[tokenizer.convert_tokens_to_ids("▁London")]
     )
     assert total == pytest.approx(expected, rel=1e-3)
-    assert float(result.sum_errors().max()) < 1e-3
-
-
-def test_on_the_real_model_the_top_logits_are_traced(real):
-    parts, tokenizer, transcoders = real
-    frozen = freeze(parts, transcoders, torch.tensor(tokenizer("one, two, three, four, five,")["input_ids"]))
-    targets = top_logits(frozen, tokenizer, most=3)
-    assert targets.outputs[0].label == " six"
-    result = attribute(frozen, targets, SETTINGS.model_copy(update={"max_latents": 30}))
     assert float(result.sum_errors().max()) < 1e-3
 
 

@@ -23,6 +23,7 @@ from transcoders.core.errors import UserError
 from transcoders.language.model import load_bridge, load_tokenizer
 from transcoders.language.settings import HookSettings
 from transcoders.language.taps import resolve_tap
+from transcoders.language.tokens import special_ids
 
 LAYERS = [0, 2]
 
@@ -40,7 +41,7 @@ def tokenizer(gemma):
 @pytest.fixture(scope="module")
 def contexts(tokenizer):
     articles = list(documents(TextSettings()))[:40]
-    return make_contexts(articles, tokenizer, tokens=1500, context_length=64, pool=1.0, seed=0)
+    return make_contexts(articles, tokenizer, start=[2], tokens=1500, context_length=64, pool=1.0, seed=0)
 
 
 def run(bridge, tokenizer, contexts, folder, **changes):
@@ -49,7 +50,7 @@ def run(bridge, tokenizer, contexts, folder, **changes):
     taps = [resolve_tap(bridge, layer, settings.hooks) for layer in settings.layers]
     paths = [folder / f"{layer}.zarr" for layer in settings.layers]
     extra = [{"layer": layer} for layer in settings.layers]
-    batches = Batches(bridge, taps, contexts, settings.batch_size, tokenizer.all_special_ids)
+    batches = Batches(bridge, taps, contexts, settings.batch_size, special_ids(tokenizer))
     collect(batches, settings, paths, extra)
     return [Store(path) for path in paths]
 
@@ -82,7 +83,7 @@ def test_values_equal_hooks_on_the_named_hugging_face_modules(stores, bridge, co
 def test_bos_and_padding_are_never_stored_and_nothing_else_is_lost(stores, contexts, tokenizer):
     for opened in stores:
         assert opened.tokens == 1500
-        assert not np.isin(opened.labels("token"), tokenizer.all_special_ids).any()
+        assert not np.isin(opened.labels("token"), special_ids(tokenizer)).any()
         assert opened.labels("position").min() == 1
         where = opened.labels("context"), opened.labels("position")
         assert np.array_equal(contexts.tokens[where], opened.labels("token"))
@@ -100,7 +101,8 @@ def test_recomputed_outputs_are_the_stored_ones_to_rounding(stores, bridge, toke
     for alone, both, layer in zip(found, stores, LAYERS, strict=True):
         assert not (alone.path / "mlp_out").exists()
         assert torch.equal(alone.rows("mlp_in", 0, 1500), both.rows("mlp_in", 0, 1500))
-        alone.mlp = load_mlp(gemma, resolve_tap(bridge, layer, HookSettings()).hf_hook_out, torch.device("cpu"))
+        tap = resolve_tap(bridge, layer, HookSettings())
+        alone.mlp = load_mlp(gemma, tap.mlp, tap.mlp_scale, torch.device("cpu"))
         y, stored = alone.rows("mlp_out", 0, 1500), both.rows("mlp_out", 0, 1500).float()
         assert float((y - stored).norm() / stored.norm()) < 2**-11, "float16 keeps 11 bits"
         for name in ("mlp_out_mean", "mlp_out_mean_square"):
@@ -144,8 +146,8 @@ def test_an_interrupted_collect_continues_to_the_same_bytes(stores, bridge, toke
     [
         (18, {}, r"collect\.layers: layer 18 is out of range; this model has layers 0 to 17"),
         (1, {"output": "blocks.{layer}.mpl_out"}, r"collect\.hooks\.output: .*no hook point 'blocks\.1\.mpl_out'"),
-        (1, {"input": "blocks.{layer}.ln2.hook_normalized"}, "does not map"),
-        (1, {"output": "blocks.{layer}.mlp.hook_out"}, "does not map"),
+        (1, {"input": "blocks.{layer}.ln2.hook_normalized"}, "no MLP of layer 1 maps"),
+        (1, {"output": "blocks.{layer}.mlp.hook_out"}, "layer 1 does not add 'blocks.1.mlp.hook_out'"),
     ],
 )
 def test_wrong_layers_and_taps_are_refused(bridge, tokenizer, contexts, tmp_path, layer, hooks, message):

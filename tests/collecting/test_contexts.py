@@ -9,9 +9,8 @@ from transcoders.core.errors import UserError
 class Letters:
     """A tokenizer of one token a character."""
 
-    bos_token_id = 1
-
-    def __call__(self, text, add_special_tokens):
+    def __call__(self, text, add_special_tokens, split_special_tokens):
+        assert split_special_tokens
         assert not add_special_tokens
         return {"input_ids": [ord(c) for c in text]}
 
@@ -21,10 +20,9 @@ def documents(*lengths):
     return [Document(f"d{i}", chr(100 + i) * n, sources[i % 2], f"t{i}") for i, n in enumerate(lengths)]
 
 
-def make(lengths, tokens, context_length=8, seed=0, pool=8.0):
-    return make_contexts(
-        documents(*lengths), Letters(), tokens=tokens, context_length=context_length, pool=pool, seed=seed
-    )
+def make(lengths, tokens, context_length=8, seed=0, pool=8.0, start=(1,)):
+    sizes = {"tokens": tokens, "context_length": context_length, "pool": pool, "seed": seed}
+    return make_contexts(documents(*lengths), Letters(), start=list(start), **sizes)
 
 
 def test_a_context_starts_with_bos_and_holds_one_document():
@@ -46,6 +44,13 @@ def test_all_of_the_text_comes_back_once():
     body = contexts.tokens[:, 1:]
     values, counts = np.unique(body[body != PAD], return_counts=True)
     assert dict(zip(values.tolist(), counts.tolist(), strict=True)) == {100: 20, 101: 3, 102: 9}
+
+
+def test_without_a_start_the_first_token_of_the_text_takes_its_place():
+    contexts = make((20, 3, 9, 1), 26, start=())
+    assert ((contexts.tokens[:, 0] >= 100) & (contexts.tokens[:, 0] < 103)).all(), "a lone token has none to follow it"
+    assert ((contexts.tokens != PAD).sum(1) - 1).sum() == 26
+    assert contexts.documents["tokens"].tolist() == [17, 2, 7, 0]
 
 
 def test_too_little_text_says_how_much_there_is():

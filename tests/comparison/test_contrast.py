@@ -25,13 +25,13 @@ def table(seed, excess=0.0):
 def test_a_contrast_is_the_difference_of_ratios_with_an_interval_that_holds_it():
     settings = EvaluateSettings(bootstrap=300)
     ours, theirs = [table(1, 0.1), table(2, 0.1)], [table(1), table(2)]
-    result = contrast(ours, theirs, settings)
+    differences = contrast(ours, theirs, settings)
     fvu = [np.mean([t["error"].sum() / t["variation"].sum() for t in side]) for side in (ours, theirs)]
-    difference, low, high = result["fvu"]
+    difference, low, high = differences["fvu"]
     assert difference == pytest.approx(fvu[0] - fvu[1])
     assert 0 < low < difference < high
-    assert result["delta_ce"][0] == pytest.approx(0.01)
-    assert result["loss_recovered"][1] <= result["loss_recovered"][0] <= result["loss_recovered"][2] < 0
+    assert differences["delta_ce"][0] == pytest.approx(0.01)
+    assert differences["loss_recovered"][1] <= differences["loss_recovered"][0] <= differences["loss_recovered"][2] < 0
     assert contrast(ours, ours[::-1], settings)["fvu"][0] == pytest.approx(0, abs=1e-12)
 
 
@@ -56,23 +56,23 @@ def test_the_table_has_every_pair_at_every_layer_with_the_runs_of_that_layer_alo
         for seed in (0, 1)
     ]
     variants = {"topk": VariantSettings(), "skip": VariantSettings(skip=True)}
-    result = contrasts(runs, variants, EvaluateSettings(bootstrap=100))
-    assert result.groupby("layer").size().to_dict() == {0: 5, 9: 5}
-    assert set(result["seeds"]) == {2}
-    dead = result[result["metric"] == "dead_fraction"].set_index("layer")["difference"]
+    differences = contrasts(runs, variants, EvaluateSettings(bootstrap=100))
+    assert differences.groupby("layer").size().to_dict() == {0: 5, 9: 5}
+    assert set(differences["seeds"]) == {2}
+    dead = differences[differences["metric"] == "dead_fraction"].set_index("layer")["difference"]
     assert dead.to_dict() == pytest.approx({0: 0.201, 9: 0.402})
     skip, topk = ([r.documents for r in runs if (r.variant, r.layer) == (name, 9)] for name in ("skip", "topk"))
     expected = contrast(skip, topk, EvaluateSettings(bootstrap=100))
-    row = result[(result["layer"] == 9) & (result["metric"] == "fvu")].iloc[0]
+    row = differences[(differences["layer"] == 9) & (differences["metric"] == "fvu")].iloc[0]
     assert (row["difference"], row["low"], row["high"]) == expected["fvu"]
 
 
 def test_one_seed_gives_no_interval_to_what_no_document_has_a_part_in():
     runs = [result(name, 9, 0, documents=table(0)) for name in ("topk", "skip")]
-    result = contrasts(
+    differences = contrasts(
         runs, {"topk": VariantSettings(), "skip": VariantSettings(skip=True)}, EvaluateSettings(bootstrap=50)
     )
-    missing = result.set_index("metric")["low"].isna()
+    missing = differences.set_index("metric")["low"].isna()
     assert missing.to_dict() == {
         "fvu": False,
         "delta_ce": False,

@@ -3,12 +3,17 @@ import os
 import platform
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from stages.common.entry import entry
 from transcoders.core.errors import UserError
 from transcoders.core.files import cache_folder, fingerprint, replacing, rounded, write_json
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "no space")])
@@ -49,15 +54,21 @@ def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path, pid, end):
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["folder", "folder/whole"]
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from transcoders.core.files import replacing
+with replacing(Path(sys.argv[1])) as temporary:
+    for name in (".tmpa3X9kQ", "weights.81c7d5ba.partial", "weights.part"):
+        temporary.with_name(name).write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_what_libraries_write_beside_a_temporary_goes_with_it(tmp_path):
     """zarr, safetensors and fsspec write beside the path that they are given, and rename."""
-    child = os.fork()
-    if not child:
-        with replacing(tmp_path / "weights") as temporary:
-            for name in (".tmpa3X9kQ", "weights.81c7d5ba.partial", "weights.part"):
-                temporary.with_name(name).write_bytes(b"half")
-            os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "weights"], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".weights.")] == []
     with replacing(tmp_path / "weights") as temporary:
         temporary.write_bytes(b"all")

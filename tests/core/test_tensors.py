@@ -2,8 +2,9 @@
 
 import os
 import re
-import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,16 +36,23 @@ def test_the_bytes_are_the_librarys(tmp_path: Path) -> None:
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
+KILLED = """
+import resource, signal, sys, torch
+from pathlib import Path
+from transcoders.core.tensors import save_tensors
+tensors = {"w": torch.zeros(1 << 16)}
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+save_tensors(Path(sys.argv[1]), tensors)
+"""
+"""The limit on a file's size kills the process in the midst of writing."""
+
+
 def test_a_kill_while_weights_are_written_leaves_nothing_in_the_next_output(tmp_path: Path) -> None:
-    """The limit on a file's size kills the process in the midst of writing."""
-    child = os.fork()
-    if not child:
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
-        save_tensors(tmp_path / "w", {"w": torch.zeros(1 << 16)})
-        os._exit(0)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGXFSZ
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "w"], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGXFSZ
     assert not (tmp_path / "w").exists()
+    assert list(tmp_path.rglob(".tmp*")), "what safetensors was writing is still there"
     save_tensors(tmp_path / "w", {"w": torch.ones(3)})
     assert [path.name for path in tmp_path.rglob("*")] == ["w"]
     assert torch.equal(load_file(tmp_path / "w")["w"], torch.ones(3))

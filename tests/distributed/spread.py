@@ -27,5 +27,5 @@ def spread(processes, script, *arguments, jobs):
         subprocess.Popen(command, env=env | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
         for rank in range(processes)
     ]
-    said = [rank.communicate(timeout=300)[1] for rank in ranks]
-    return [rank.returncode for rank in ranks], said
+    stderr = [rank.communicate(timeout=300)[1] for rank in ranks]
+    return [rank.returncode for rank in ranks], stderr

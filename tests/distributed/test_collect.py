@@ -40,12 +40,12 @@ def collected(model, tmp_path_factory):
             run(load_bridge(model, torch.device("cpu")), out / "alone" / name, **job)
         torch.set_num_threads(threads)
     killed = {"short": JOBS["short"] | {"kill_after": 3}}
-    statuses, said = spread(2, "collect_job.py", model, out / "many", jobs=killed)
-    assert statuses == [1, -signal.SIGKILL], said
-    kept = {file: file.stat().st_mtime_ns for file in (out / "many").rglob("*.npz")}
-    before = {file: os.stat(file).st_mtime_ns for file in shard_files(out / "many" / "short", kept)}
-    statuses, said = spread(3, "collect_job.py", model, out / "many", jobs=JOBS)
-    assert statuses == [0, 0, 0], said
+    statuses, stderr = spread(2, "collect_job.py", model, out / "many", jobs=killed)
+    assert statuses == [1, -signal.SIGKILL], stderr
+    marks = {file: file.stat().st_mtime_ns for file in (out / "many").rglob("*.npz")}
+    before = {file: os.stat(file).st_mtime_ns for file in shard_files(out / "many" / "short", marks)}
+    statuses, stderr = spread(3, "collect_job.py", model, out / "many", jobs=JOBS)
+    assert statuses == [0, 0, 0], stderr
     return out, before
 
 
@@ -62,11 +62,11 @@ def test_the_stores_have_the_bytes_of_one_process(collected, name):
     for file in files:
         assert (alone / file).read_bytes() == (many / file).read_bytes(), file
     for layer in LAYERS:
-        found = Store(many / f"{layer}.zarr")
-        assert found.tokens > 1000
-        assert ("mlp_out" in found.held) == (name != "alone")
-        assert (found.attributes["left_out"] > 0) == (name == "short")
-        assert not (found.path / DONE).exists()
+        opened = Store(many / f"{layer}.zarr")
+        assert opened.tokens > 1000
+        assert ("mlp_out" in opened.held) == (name != "alone")
+        assert (opened.attributes["left_out"] > 0) == (name == "short")
+        assert not (opened.path / DONE).exists()
 
 
 def test_finished_shards_of_the_dead_and_of_the_living_are_kept(collected):
@@ -80,11 +80,11 @@ def test_finished_shards_of_the_dead_and_of_the_living_are_kept(collected):
 def test_at_a_url_too(collected, model, s3, tmp_path):
     jobs = {"all": {"url": "s3://bucket/many"}}
     killed = {"all": jobs["all"] | {"kill_after": 3}}
-    statuses, said = spread(2, "collect_job.py", model, tmp_path, jobs=killed)
-    assert statuses == [1, -signal.SIGKILL], said
-    statuses, said = spread(2, "collect_job.py", model, tmp_path, jobs=jobs)
-    assert statuses == [0, 0], said
-    assert " 0 of " not in said[0]
+    statuses, stderr = spread(2, "collect_job.py", model, tmp_path, jobs=killed)
+    assert statuses == [1, -signal.SIGKILL], stderr
+    statuses, stderr = spread(2, "collect_job.py", model, tmp_path, jobs=jobs)
+    assert statuses == [0, 0], stderr
+    assert " 0 of " not in stderr[0]
     alone = collected[0] / "alone/all"
     files = {str(p.relative_to(alone)): p.read_bytes() for p in alone.rglob("*") if p.is_file()}
     assert {path: s3.files.cat_file(f"bucket/many/{path}") for path in files} == files

@@ -66,11 +66,11 @@ def store(tmp_path_factory):
 def spread_runs(store, tmp_path_factory):
     """Every run on several ranks: at <processes>/<job>-<latents>, and those that were killed and went on."""
     out = tmp_path_factory.mktemp("runs")
-    statuses, said = spread(
+    statuses, stderr = spread(
         2, "train_job.py", store.path, out / "killed", jobs={"sliced": {**DYING, "latents": 2, "kill_at": 7}}
     )
-    assert statuses == [1, -signal.SIGKILL], said
-    assert "PeerError: another process of the job is gone" in said[0]
+    assert statuses == [1, -signal.SIGKILL], stderr
+    assert "PeerError: another process of the job is gone" in stderr[0]
     for processes, latents in ((2, 2), (3, 1)):
         folder = out / str(processes) / f"resumed-{latents}"
         folder.mkdir(parents=True)
@@ -82,21 +82,21 @@ def spread_runs(store, tmp_path_factory):
             for name in names
         }
         jobs |= {f"{kind}-{latents}": {**DYING, "latents": latents} for kind in ("whole", "resumed")}
-        statuses, said = spread(processes, "train_job.py", store.path, out / str(processes), jobs=jobs)
-        assert statuses == [0] * processes, said
+        statuses, stderr = spread(processes, "train_job.py", store.path, out / str(processes), jobs=jobs)
+        assert statuses == [0] * processes, stderr
     return out
 
 
 def assert_as_alone(store, folder, tmp_path, job):
     t = trainer(store, tmp_path / "c", job["variant"], **job.get("changes", CHANGES))
     history = run(t).history
-    found = load_file(folder / "transcoder.safetensors")
+    weights = load_file(folder / "transcoder.safetensors")
     for name, value in weights_of(t).items():
-        assert torch.allclose(found[name], value, rtol=1e-4, atol=1e-5), name
+        assert torch.allclose(weights[name], value, rtol=1e-4, atol=1e-5), name
     theirs = json.loads((folder / "history.json").read_text())
     assert [row["step"] for row in theirs] == [row["step"] for row in history]
-    for own, row in zip(history, theirs, strict=True):
-        for key, value in own.items():
+    for expected, row in zip(history, theirs, strict=True):
+        for key, value in expected.items():
             assert row[key] == (None if value is None else pytest.approx(value, rel=1e-4)), key
     assert "encoder" in job["variant"] or any(row["aux_loss"] > 0 for row in history), "AuxK had nothing to do"
 
@@ -109,9 +109,9 @@ def test_several_ranks_train_what_one_does(spread_runs, store, tmp_path, process
 
 
 def test_after_the_death_of_a_rank_a_rerun_continues_to_the_same_bytes(spread_runs):
-    whole, resumed = (spread_runs / "2" / f"{kind}-2" for kind in ("whole", "resumed"))
+    uninterrupted, resumed = (spread_runs / "2" / f"{kind}-2" for kind in ("whole", "resumed"))
     for name in ("transcoder.safetensors", "history.json"):
-        assert (whole / name).read_bytes() == (resumed / name).read_bytes()
+        assert (uninterrupted / name).read_bytes() == (resumed / name).read_bytes()
     assert not (resumed / "checkpoint").exists()
 
 

@@ -5,7 +5,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,12 +15,14 @@ import pytest
 
 from transcoders.core.errors import UserError
 from transcoders.features.describe import describe
-from transcoders.features.detection import Unseen, detection_score, histogram, summary
 from transcoders.features.endpoint import Endpoint
 from transcoders.features.explain import Context, Evidence, NoAnswerError
 from transcoders.features.openai import OpenAI
+from transcoders.features.scores import Unseen, detection_score, fuzzing_score, histogram, summary
 from transcoders.features.settings import DescribeSettings, OpenAISettings
 from transcoders.features.statistics import Statistics, word
+from transcoders.features.tables import summaries
+from transcoders.features.vocabulary import Vocabulary
 
 WINDOW, FILLER = 8, [f" filler{i}" for i in range(30)]
 KEY = "sk-a-secret-of-the-test"
@@ -34,13 +36,17 @@ def text(rng: np.random.Generator, *, holding: str | None = None) -> list[str]:
     return tokens
 
 
+def unseen(rng: np.random.Generator, active: list[list[str]], fired: Callable[[list[str]], list[int]]) -> Unseen:
+    return Unseen(active, [text(rng) for _ in active], [fired(tokens) for tokens in active])
+
+
 def planted(rng: np.random.Generator, name: str) -> tuple[Evidence, Unseen]:
     """A latent that fires on one word, wherever it stands."""
     windows = [text(rng, holding=name) for _ in range(40)]
     contexts = [Context(tokens, [float(token == name) for token in tokens]) for tokens in windows]
     return (
         Evidence(0, 0.01, contexts[:10], contexts, [" promoted"]),
-        Unseen([text(rng, holding=name) for _ in range(10)], [text(rng) for _ in range(10)]),
+        unseen(rng, [text(rng, holding=name) for _ in range(10)], lambda tokens: [tokens.index(name)]),
     )
 
 
@@ -50,38 +56,73 @@ def random_firings(rng: np.random.Generator) -> tuple[Evidence, Unseen]:
     contexts = [Context(tokens, np.eye(WINDOW)[rng.integers(WINDOW)].tolist()) for tokens in windows]
     return (
         Evidence(1, 0.05, contexts[:10], contexts, [" promoted"]),
-        Unseen([text(rng) for _ in range(20)], [text(rng) for _ in range(20)]),
+        unseen(rng, [text(rng) for _ in range(20)], lambda _: [int(rng.integers(WINDOW))]),
     )
 
 
 def statistics() -> Statistics:
-    words = {word(name): 1000 * WINDOW // len(FILLER) for name in FILLER} | {"volcano": 80}
-    return Statistics(1000, WINDOW, words, SETTINGS)
+    """Made of a text of filler; “volcano” and “crater” are alike to the language model."""
+    rng = np.random.default_rng(9)
+    tokens = [*FILLER, " Volcano", " crater", " sea"]
+    points = rng.standard_normal((len(tokens), 16)).astype(np.float32)
+    points[-2] = points[-3] + 0.1 * points[-2]
+    counts = np.array([*(1000 * WINDOW / len(FILLER) for _ in FILLER), 80, 20, 20])
+    usual = [text(rng) for _ in range(150)]
+    return Statistics(Vocabulary(tokens, points, counts), usual, {word(name): 250 for name in FILLER} | {"volcano": 80})
 
 
 def test_a_word_is_found_named_and_predicts_unseen_text() -> None:
     evidence, unseen = planted(np.random.default_rng(0), " Volcano")
     (described,) = describe(statistics(), [evidence], [unseen])
-    assert described.score == 1
+    assert described.score == described.fuzzing == 1
     assert described.description is not None
     assert described.description.text.startswith("fires on “volcano” (100%)")
     assert "promotes “promoted”" in described.description.text
 
 
+def test_words_that_the_model_takes_for_alike_are_predicted_too_and_others_are_not() -> None:
+    evidence, _ = planted(np.random.default_rng(0), " Volcano")
+    explainer = statistics()
+    description = explainer.describe(evidence)
+    windows = [[*FILLER[: WINDOW - 1], name] for name in (" Volcano", " crater", " sea", FILLER[9])]
+    assert explainer.detect(description, windows) == [True, True, False, False]
+    assert explainer.recognise(description, windows, [[WINDOW - 1]] * 4) == [True, True, False, False]
+    assert explainer.recognise(description, windows, [[0]] * 4) == [False] * 4
+
+
+def test_what_comes_before_a_firing_is_named_and_tells_it_from_others() -> None:
+    rng = np.random.default_rng(0)
+    shown = []
+    for _ in range(40):
+        tokens = list(rng.choice(FILLER, WINDOW))
+        tokens[3] = " Volcano"
+        shown.append(Context(tokens, [0.0] * 4 + [1.0] + [0.0] * (WINDOW - 5)))
+    explainer = statistics()
+    description = explainer.describe(Evidence(0, 0.01, shown[:10], shown, []))
+    assert "after “volcano”" in description.text
+    after = [FILLER[0], " Volcano", FILLER[1], *FILLER[2 : WINDOW - 1]]
+    assert explainer.recognise(description, [after, after], [[2], [5]]) == [True, False]
+
+
 def test_firings_without_a_rule_score_at_chance() -> None:
     rng = np.random.default_rng(0)
     pairs = [random_firings(rng) for _ in range(60)]
-    scores = np.array([d.score for d in describe(statistics(), *map(list, zip(*pairs, strict=True)))], float)
-    metrics = summary(scores, SETTINGS)
-    assert metrics["detection_score"] == pytest.approx(0.5, abs=0.04)
-    assert metrics["detection_score_low"] < metrics["detection_score"] < metrics["detection_score_high"]
+    described = describe(statistics(), *map(list, zip(*pairs, strict=True)))
+    metrics = summaries(described, SETTINGS)
+    for kind in ("detection", "fuzzing"):
+        assert metrics[f"{kind}_score"] == pytest.approx(0.5, abs=0.04)
+        assert metrics[f"{kind}_score_low"] < metrics[f"{kind}_score"] < metrics[f"{kind}_score_high"]
 
 
 def test_too_little_text_gives_no_score() -> None:
     evidence, unseen = planted(np.random.default_rng(0), " volcano")
     description = statistics().describe(evidence)
-    assert detection_score(statistics(), description, Unseen(unseen.active[:3], unseen.silent[:3])) is None
-    assert summary(np.array([np.nan]), SETTINGS) == {"scored": 0.0}
+    few = Unseen(unseen.active[:3], unseen.silent[:3], unseen.fired[:3])
+    assert detection_score(statistics(), description, few) is None
+    assert fuzzing_score(statistics(), description, few) is None
+    everywhere = unseen._replace(fired=[list(range(WINDOW))] * len(unseen.active))
+    assert fuzzing_score(statistics(), description, everywhere) is None
+    assert summary(np.array([np.nan]), SETTINGS) == {"detection_scored": 0.0}
     assert histogram(np.array([np.nan, 0.5, 1.0]))["latents"].sum() == 2
 
 
@@ -139,7 +180,8 @@ class Server:
         else:
             name = user.split("the word ")[1].split()[0]
             excerpts = user.split("excerpts:\n")[1].split("\n")
-            content = json.dumps({"active": [int(name.lower() in line.lower()) for line in excerpts]})
+            wanted = f"« {name}»" if "marked tokens" in system else name
+            content = json.dumps({"active": [int(wanted.lower() in line.lower()) for line in excerpts]})
         return {
             "choices": [{"message": {"role": "assistant", "content": content}}],
             "usage": {"prompt_tokens": 1000, "completion_tokens": 100},
@@ -176,16 +218,16 @@ def pairs(count: int) -> tuple[list[Evidence], list[Unseen]]:
 
 def test_a_server_describes_and_predicts_and_is_never_asked_twice(server: Server, tmp_path: Path) -> None:
     described = describe(OpenAI(endpoint(server, tmp_path), 4), *pairs(12))
-    assert [d.score for d in described] == [1.0] * 12
+    assert [d.score for d in described] == [d.fuzzing for d in described] == [1.0] * 12
     assert described[3].description is not None
     assert described[3].description.text == "the word volcano3x on one line"
-    assert len(server.requests) == 24
+    assert len(server.requests) == 36
     assert 1 < server.most_at_once <= 4
     assert set(server.keys) == {f"Bearer {KEY}"}
     assert all(request["model"] == "a-model" for request in server.requests)
 
     assert describe(OpenAI(endpoint(server, tmp_path), 4), *pairs(12)) == described
-    assert len(server.requests) == 24
+    assert len(server.requests) == 36
 
 
 def test_the_key_is_written_nowhere(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -254,7 +296,7 @@ def test_passing_trouble_is_tried_again(server: Server, tmp_path: Path, trouble:
     server.misbehave = list(trouble)
     (described,) = describe(OpenAI(endpoint(server, tmp_path, timeout=0.5), 1), *pairs(1))
     assert described.score == 1.0
-    assert len(server.requests) == 2 + len(trouble)
+    assert len(server.requests) == 3 + len(trouble)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +345,7 @@ def test_the_cost_cap_stops_before_it_is_passed_and_a_rerun_asks_for_the_rest(se
     assert 1 <= asked <= 4
     described = describe(OpenAI(endpoint(server, tmp_path, max_usd=1.0, **prices), 2), *pairs(6))
     assert [d.score for d in described] == [1.0] * 6
-    assert len(server.requests) == 12
+    assert len(server.requests) == 18
 
 
 @pytest.mark.parametrize("missing", ["url", "model"])

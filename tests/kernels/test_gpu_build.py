@@ -21,19 +21,19 @@ def test_every_program_compiles_for_hopper_and_stays_in_registers() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert {name for name, *_ in found} == programs()
-    for name, constants, needs in found:
+    builds = json.loads(done.stdout)
+    assert {name for name, *_ in builds} == programs()
+    for name, constants, needs in builds:
         assert needs["LOCAL"] == needs["STACK"] == 0, f"{name} {constants} spills: {needs}"
         assert needs["SHARED"] <= 48 << 10, f"{name} {constants}: {needs}"
 
 
 def programs() -> set[str]:
     """Those that are launched: helpers, which are not, return something, or store for a program."""
-    found = set()
+    names = set()
     for module in (triton_kernels, adam_triton):
         for node in ast.parse(inspect.getsource(module)).body:
             jitted = isinstance(node, ast.FunctionDef) and any("jit" in ast.dump(d) for d in node.decorator_list)
             if jitted and not any(isinstance(part, ast.Return) for part in ast.walk(node)):
-                found.add(node.name)
-    return found - {"_emit", "_select_from_row"}
+                names.add(node.name)
+    return names - {"_emit", "_select_from_row"}

@@ -201,8 +201,8 @@ def test_each_group_chooses_its_own_largest(backend: str, small_chunks: bool, mo
         monkeypatch.setattr(cuda, "_LEAST_ROWS", 5)
     w = Weights(tokens=150 if backend == "cpu" else 7, d=5, d_hidden=40, seed=16, backend=backend)
 
-    def outcome(which: str) -> list[Tensor]:
-        with kernels.using(which):
+    def outcome(backend: str) -> list[Tensor]:
+        with kernels.using(backend):
             latents = kernels.topk_encode(w.x, w.W_enc, w.b_enc, GROUPS)
         grads = torch.autograd.grad((latents.dense() * w.y.sum(1, keepdim=True)).sum(), w.leaves[:3])
         return [latents.dense(), *grads]
@@ -230,9 +230,9 @@ def test_all_but_the_largest_become_zero(rows: int, latents: int, seed: int, dat
     best = pre.topk(k)
     expected = torch.zeros_like(pre).scatter(1, best.indices, best.values.relu())
     for module in (cpu, cuda) if seed % 4 == 0 else (cpu,):
-        found = pre.clone().to(DEVICE if module is cuda else "cpu")
-        module.keep_largest_(found, k)
-        assert torch.equal(found.cpu(), expected)
+        largest = pre.clone().to(DEVICE if module is cuda else "cpu")
+        module.keep_largest_(largest, k)
+        assert torch.equal(largest.cpu(), expected)
 
 
 def test_equal_values_are_kept_as_often_as_k_says() -> None:
@@ -264,9 +264,9 @@ def test_two_runs_are_bitwise_equal(backend: str, name: str) -> None:
 def test_nested_equals_naive_sum(backend: str, name: str, prefixes: tuple[int, ...]) -> None:
     w = Weights(tokens=6, d=5, d_hidden=40, seed=3, backend=backend)
 
-    def gradients(which: str) -> list[Tensor]:
-        latents = encode(name, w, 7, which)
-        with kernels.using(which):
+    def gradients(backend: str) -> list[Tensor]:
+        latents = encode(name, w, 7, backend)
+        with kernels.using(backend):
             nested = kernels.decode_nested(latents, w.W_dec, prefixes)
         weights = torch.arange(1.0, len(prefixes) + 1, device=w.device)
         loss = ((nested - w.y).square().mean((1, 2)) * weights).sum()
@@ -293,8 +293,8 @@ def test_auxk_equals_a_naive_one_and_touches_dead_rows_only(
     w = Weights(tokens=10, d=6, d_hidden=30, seed=4, backend=backend)
     dead = torch.tensor([2, 5, 6, 11, 29], device=w.device)
 
-    def gradients(which: str, k_aux: int) -> list[Tensor]:
-        with kernels.using(which):
+    def gradients(backend: str, k_aux: int) -> list[Tensor]:
+        with kernels.using(backend):
             loss = kernels.auxk(w.x, w.y, w.W_enc, w.b_enc, w.W_dec, dead, k_aux)
         return [loss, *(grad.to_dense() for grad in torch.autograd.grad(loss, w.leaves))]
 
@@ -414,9 +414,9 @@ def test_squared_errors_are_those_of_the_reconstructions(backend: str, prefixes:
     w = Weights(tokens=6, d=5, d_hidden=40, seed=14, backend=backend)
     w.y.requires_grad_()
 
-    def gradients(which: str) -> list[Tensor]:
-        latents = encode("topk", w, 7, which)
-        with kernels.using(which):
+    def gradients(backend: str) -> list[Tensor]:
+        latents = encode("topk", w, 7, backend)
+        with kernels.using(backend):
             errors, residual = kernels.squared_errors(latents, w.W_dec, w.y, prefixes)
         loss = (errors * torch.arange(1.0, len(errors) + 1, device=w.device)).sum()
         return [errors, residual, *torch.autograd.grad(loss, [*w.leaves, w.y])]

@@ -15,9 +15,9 @@ from transcoders.training.step import Stepper
 
 TAKE = Stepper.take
 LEAKS = {
-    "none": lambda kept, batch: None,
-    "files": lambda kept, batch: kept.append(open("/dev/null")),  # noqa: SIM115
-    "memory": lambda kept, batch: kept.append((batch.x.repeat(3, 1), batch.y.repeat(3, 1))),  # more than lies free
+    "none": lambda leaked, batch: None,
+    "files": lambda leaked, batch: leaked.append(open("/dev/null")),  # noqa: SIM115
+    "memory": lambda leaked, batch: leaked.append((batch.x.repeat(3, 1), batch.y.repeat(3, 1))),  # more than lies free
 }
 
 
@@ -30,7 +30,7 @@ def tensor_bytes():
     return sum(storages.values())
 
 
-def watch(store, folder, steps, leak, kept):
+def watch(store, folder, steps, leak, leaked):
     """Train with reader, validation and checkpoints.
 
     Return, after a warm-up, bytes a step (of tensors, of the process), and the spread of files and threads.
@@ -43,7 +43,7 @@ def watch(store, folder, steps, leak, kept):
         seen.append((step, tensor_bytes(), rss, process.num_fds(), process.num_threads()))
 
     def leaking(self, phase, batch, number, dead):
-        LEAKS[leak](kept, batch)
+        LEAKS[leak](leaked, batch)
         return TAKE(self, phase, batch, number, dead)
 
     Stepper.take = leaking
@@ -55,7 +55,7 @@ def watch(store, folder, steps, leak, kept):
 
 
 if __name__ == "__main__":
-    opened, folder, kept = Store(Path(sys.argv[1])), Path(sys.argv[2]), []
-    watch(opened, folder / "first", 300, "none", kept)  # machine code and the caches of products come with first uses
-    found = {"none": watch(opened, folder, int(sys.argv[3]), "none", kept)}
-    print(json.dumps(found | {leak: watch(opened, folder, 300, leak, kept) for leak in ("files", "memory")}))
+    opened, folder, leaked = Store(Path(sys.argv[1])), Path(sys.argv[2]), []
+    watch(opened, folder / "first", 300, "none", leaked)  # machine code and the caches of products come with first uses
+    growth = {"none": watch(opened, folder, int(sys.argv[3]), "none", leaked)}
+    print(json.dumps(growth | {leak: watch(opened, folder, 300, leak, leaked) for leak in ("files", "memory")}))

@@ -25,8 +25,8 @@ def test_equals_torch_adam_with_projection_and_normalisation(unit_rows: bool, mo
         projected = grad
         if unit_rows:
             projected = grad - (grad * theirs.detach()).sum(1, keepdim=True) * theirs.detach()
-        found = module.projected_square_norm(ours, grad, unit_rows)
-        torch.testing.assert_close(found, projected.square().sum())
+        square = module.projected_square_norm(ours, grad, unit_rows)
+        torch.testing.assert_close(square, projected.square().sum())
         settings = {"betas": (0.9, 0.999), "eps": 1e-8, "grad_scale": 0.5, "unit_rows": unit_rows}
         module.adam_step_(ours, grad, exp_avg, exp_avg_sq, step, 0.03, **settings)
         theirs.grad = 0.5 * projected

@@ -26,10 +26,10 @@ def test_training_does_not_grow_and_a_leak_would_be_seen(planted: Store, tmp_pat
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout)
-    assert abs(found["none"]["held"]) < MOST_HELD, found
-    assert steps < 20_000 or found["none"]["resident"] < MOST_RESIDENT, found
-    assert found["none"]["files"] <= 1, "a checkpoint or a shard may be open just then"
-    assert found["none"]["threads"] <= 2, "the reader's may be at a load just then"
-    assert found["memory"]["held"] > 25 * MOST_HELD, found
-    assert found["files"]["files"] > 50
+    growth = json.loads(done.stdout)
+    assert abs(growth["none"]["held"]) < MOST_HELD, growth
+    assert steps < 20_000 or growth["none"]["resident"] < MOST_RESIDENT, growth
+    assert growth["none"]["files"] <= 1, "a checkpoint or a shard may be open just then"
+    assert growth["none"]["threads"] <= 2, "the reader's may be at a load just then"
+    assert growth["memory"]["held"] > 25 * MOST_HELD, growth
+    assert growth["files"]["files"] > 50

@@ -37,8 +37,8 @@ class KilledError(BaseException):
 
 @pytest.mark.parametrize("kill_at", [12, 30, 31, 55, 89])
 def test_a_killed_run_continues_to_the_same_bytes(planted, tmp_path, kill_at, monkeypatch):
-    whole = trainer(planted, tmp_path / "whole")
-    expected = run(whole)
+    uninterrupted = trainer(planted, tmp_path / "whole")
+    expected = run(uninterrupted)
     cut = trainer(planted, tmp_path / "cut")
     take = Stepper.take
 
@@ -54,9 +54,22 @@ def test_a_killed_run_continues_to_the_same_bytes(planted, tmp_path, kill_at, mo
     resumed = trainer(planted, tmp_path / "cut")
     result = run(resumed)
     assert result.history == expected.history
-    assert all(torch.equal(weights_of(whole)[n], v) for n, v in weights_of(resumed).items())
+    assert all(torch.equal(weights_of(uninterrupted)[n], v) for n, v in weights_of(resumed).items())
     assert all(torch.equal(expected.best_weights[n], v) for n, v in result.best_weights.items())
     assert not (tmp_path / "cut").exists(), "the checkpoint is deleted on success"
+
+
+@pytest.mark.parametrize("batch_size", [200, 6000])
+def test_a_run_killed_before_it_wrote_its_outputs_resumes_with_no_step_left(planted, tmp_path, batch_size):
+    first = trainer(planted, tmp_path / "c", epochs=1, batch_size=batch_size)
+    expected = first.train()
+    resumed = trainer(planted, tmp_path / "c", epochs=1, batch_size=batch_size)
+    resumed.stepper.take = None
+    result = resumed.train()
+    assert result.history == expected.history
+    assert all(torch.equal(weights_of(first)[n], v) for n, v in weights_of(resumed).items())
+    assert result.cost()["tokens"] == 6000
+    assert result.seconds == resumed.state.seconds > result.seconds_waited
 
 
 def test_a_torn_checkpoint_is_not_used(planted, tmp_path):

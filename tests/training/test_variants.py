@@ -45,12 +45,12 @@ class KilledError(BaseException):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_learns_and_a_killed_run_continues_to_the_same_bytes(planted, tmp_path, name, monkeypatch):
-    whole = trainer(planted, tmp_path / "whole", VARIANTS[name], epochs=4)
-    expected = run(whole)
+    uninterrupted = trainer(planted, tmp_path / "whole", VARIANTS[name], epochs=4)
+    expected = run(uninterrupted)
     errors = [row["nmse"] for row in expected.history]
     assert errors[-1] < 0.8 * errors[0]
-    assert torch.allclose(weights_of(whole)["W_dec"].norm(dim=1), torch.ones(64), atol=1e-5)
-    for kill_at in np.random.default_rng(len(name)).integers(12, whole.schedule.steps, 3):
+    assert torch.allclose(weights_of(uninterrupted)["W_dec"].norm(dim=1), torch.ones(64), atol=1e-5)
+    for kill_at in np.random.default_rng(len(name)).integers(12, uninterrupted.schedule.steps, 3):
         cut = trainer(planted, tmp_path / "cut", VARIANTS[name], epochs=4)
         take = Stepper.take
 
@@ -66,7 +66,7 @@ def test_every_variant_learns_and_a_killed_run_continues_to_the_same_bytes(plant
         resumed = trainer(planted, tmp_path / "cut", VARIANTS[name], epochs=4)
         result = run(resumed)
         assert result.history == expected.history
-        assert all(torch.equal(weights_of(whole)[n], v) for n, v in weights_of(resumed).items())
+        assert all(torch.equal(weights_of(uninterrupted)[n], v) for n, v in weights_of(resumed).items())
         assert all(torch.equal(expected.best_weights[n], v) for n, v in result.best_weights.items())
 
 
@@ -86,8 +86,8 @@ def test_micro_batches_give_the_gradients_of_the_batch(planted, tmp_path, name, 
         t.stepper.gradients(t.phase, batch, 0, dead)
         gradients.append({name: p.grad for name, p in t.phase.part.named_parameters() if p.grad is not None})
     assert {"W_enc", "W_dec"} <= set(gradients[0])
-    for key, whole in gradients[0].items():
-        assert (gradients[1][key] - whole).norm() <= tolerance * whole.norm(), key
+    for key, of_batch in gradients[0].items():
+        assert (gradients[1][key] - of_batch).norm() <= tolerance * of_batch.norm(), key
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])

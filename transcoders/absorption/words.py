@@ -21,6 +21,7 @@ from transcoders.core.errors import DAMAGE, UserError
 from transcoders.core.tensors import save_tensors
 from transcoders.language.forward import forward
 from transcoders.language.taps import Tap
+from transcoders.language.tokens import positions_of, text_ids
 
 LETTERS = string.ascii_lowercase
 EXAMPLES = 4
@@ -92,19 +93,33 @@ def single_token_words(tokenizer: Any, count: int) -> list[Word]:
     return words[:count]
 
 
-def spelling_prompts(words: list[Word], tokenizer: Any, seed: int) -> list[tuple[list[int], list[int]]]:
+def spelling_prompts(
+    words: list[Word], tokenizer: Any, seed: int, start: list[int], longest: int | None
+) -> list[tuple[list[int], list[int]]]:
     """Return token ids of prompts that spell all ``words``, and the positions of the words in each.
 
     ``BOS w1: W\\n w2: W\\n ...``: the prompt before a word is its examples, so one pass reads
-    many words. The first ``EXAMPLES`` of a prompt are drawn at random and not read.
+    many words. The first ``EXAMPLES`` of a prompt are drawn at random and not read. In place of BOS stands
+    ``start``; prompts have at most ``longest`` tokens.
+
+    Raises:
+        UserError: that is too few for one word and its examples.
     """
     rng = np.random.default_rng(seed)
-    answers = {letter: tokenizer(f": {letter.upper()}\n", add_special_tokens=False)["input_ids"] for letter in LETTERS}
+    answers = {letter: text_ids(tokenizer, f": {letter.upper()}\n") for letter in LETTERS}
+    size = WORDS_PER_PROMPT
+    if longest is not None:
+        size = min(size, (longest - len(start)) // (1 + max(map(len, answers.values()))) - EXAMPLES)
+    if size < 1:
+        raise UserError(
+            f"model.name: the first-letter task needs prompts of {EXAMPLES + 1} words, and the model has {longest} "
+            "positions; leave the task out with absorption.words: 0"
+        )
     result = []
-    for start in range(0, len(words), WORDS_PER_PROMPT):
+    for first in range(0, len(words), size):
         examples = [words[i] for i in rng.integers(len(words), size=EXAMPLES)]
-        ids, positions = [tokenizer.bos_token_id], []
-        for word in examples + words[start : start + WORDS_PER_PROMPT]:
+        ids, positions = [*start], []
+        for word in examples + words[first : first + size]:
             positions.append(len(ids))
             ids += [word.token, *answers[word.text[0]]]
         result.append((ids[: positions[-1] + 1], positions[EXAMPLES:]))
@@ -112,17 +127,17 @@ def spelling_prompts(words: list[Word], tokenizer: Any, seed: int) -> list[tuple
 
 
 @torch.inference_mode()
-def read_words(bridge: Any, tap: Tap, tokenizer: Any, settings: AbsorptionSettings) -> Task:
-    """Run the model over spelling prompts and read what enters and leaves the MLP at each word."""
+def read_words(bridge: Any, tap: Tap, tokenizer: Any, start: list[int], settings: AbsorptionSettings) -> Task:
+    """Run the model over spelling prompts, which begin with ``start``, and read x and y at each word."""
     words = single_token_words(tokenizer, settings.words)
     rng = np.random.default_rng(settings.seed)
     words = [words[i] for i in rng.permutation(len(words))]
     device = next(bridge.original_model.parameters()).device
-    prompts = spelling_prompts(words, tokenizer, settings.seed)
+    prompts = spelling_prompts(words, tokenizer, settings.seed, start, positions_of(bridge.original_model))
     activations: dict[str, list[Tensor]] = {tap.hook_in: [], tap.hook_out: []}
     with tqdm(desc="words", total=len(words), unit="word") as bar:
-        for start in range(0, len(prompts), PROMPTS_PER_BATCH):
-            batch = prompts[start : start + PROMPTS_PER_BATCH]
+        for first in range(0, len(prompts), PROMPTS_PER_BATCH):
+            batch = prompts[first : first + PROMPTS_PER_BATCH]
             ids = pad_sequence([torch.tensor(row) for row, _ in batch], batch_first=True)
             wanted = torch.zeros(ids.shape, dtype=torch.bool)
             for row, (_, positions) in zip(wanted, batch, strict=True):

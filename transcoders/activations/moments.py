@@ -12,7 +12,7 @@ from transcoders.activations import store
 
 
 class Moments(NamedTuple):
-    """Sums, in double, of the rows of one chunk of an array, or of several, and of their squares."""
+    """Hold sums, in double, of the rows of one chunk of an array, or of several, and of their squares."""
 
     total: Float[Tensor, "d"]
     square: float
@@ -23,13 +23,13 @@ def chunk_moments(
 ) -> list[Moments]:
     """Return the moments of each chunk of array ``name``, as it will be read; of ``rows`` alone, if given."""
     parts = [part for part in (name, name + store.SCALE) if part in arrays]
-    found = []
+    moments = []
     for start in range(0, len(arrays[name]), store.CHUNK_ROWS):
         here = slice(start, start + store.CHUNK_ROWS)
         exact = store.from_storage(name, {part: arrays[part][here] for part in parts}).double()
         exact = exact if rows is None else exact[rows[here]]
-        found.append(Moments(exact.sum(0), float(exact.square().sum())))
-    return found
+        moments.append(Moments(exact.sum(0), float(exact.square().sum())))
+    return moments
 
 
 def statistics(name: str, chunks: Iterable[Moments], rows: int) -> dict[str, Any]:

@@ -16,14 +16,14 @@ from transcoders.core.buffers import empty
 
 
 class Batch(NamedTuple):
-    """MLP inputs and outputs of some tokens, float32, raw units."""
+    """Hold the MLP inputs and outputs of some tokens, float32, raw units."""
 
     x: Float[Tensor, "tokens d"]
     y: Float[Tensor, "tokens d"]
 
 
 class LabelledBatch(NamedTuple):
-    """A batch in store order, with each token's document and token id."""
+    """Hold a batch in store order, with each token's document and token id."""
 
     x: Float[Tensor, "tokens d"]
     y: Float[Tensor, "tokens d"]
@@ -36,27 +36,27 @@ def _chunks(store: Store) -> list[tuple[int, int]]:
 
 
 def _counts(store: Store, documents: NDArray[np.bool_], start: int) -> NDArray[np.int64]:
-    """Of the chunks of the shard at ``start``: how many rows are of the chosen documents. Labels are read by shards."""
+    """Count the rows of the chosen documents in each chunk of the shard at ``start``; labels are read by shards."""
     chosen = store.members(documents, start, min(start + SHARD_ROWS, store.tokens))
     return np.add.reduceat(chosen.astype(np.int64), np.arange(0, len(chosen), CHUNK_ROWS))
 
 
 def _with_outputs(store: Store, held: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """x and y, of which ``store.held`` are given."""
+    """Return x and y, given those of them that ``store.held`` names."""
     x, *rest = held
     return x, rest[0] if rest else store.recompute(x)
 
 
-def _wide(parts: Sequence[Tensor], own: slice) -> Tensor:
-    """The ``own`` rows of all parts together, in float32."""
-    values = (parts[0] if len(parts) == 1 else torch.cat(list(parts)))[own]
+def _wide(parts: Sequence[Tensor], share: slice) -> Tensor:
+    """Return the rows ``share`` of all parts together, in float32."""
+    values = (parts[0] if len(parts) == 1 else torch.cat(list(parts)))[share]
     return empty(*values.shape, like=values.new_empty(0, dtype=torch.float32)).copy_(values)
 
 
 def ordered_batches(
     store: Store, documents: NDArray[np.bool_], limit: int, device: torch.device
 ) -> Iterator[LabelledBatch]:
-    """At most ``limit`` tokens of the chosen documents (a mask over document ids), a chunk a batch.
+    """Yield at most ``limit`` tokens of the chosen documents (a mask over document ids), a chunk a batch.
 
     Contexts were shuffled when they were collected, so the first tokens are a fair sample.
     """
@@ -74,8 +74,21 @@ def ordered_batches(
             return
 
 
+class _Plan(NamedTuple):
+    """Say what the buffer holds next, and where in it to begin."""
+
+    epoch: int
+    number: int
+    """Of the load within its epoch."""
+    chunks: NDArray[np.int64]
+    skip: int
+    """Rows of the load that were given before."""
+    last: bool
+    """Whether the epoch ends with it."""
+
+
 class _Load(NamedTuple):
-    """The part of the store that the buffer holds at a time, on the device, and the order to take it in."""
+    """Hold the part of the store that the buffer has at a time, on the device, and the order to take it in."""
 
     values: list[Tensor]
     """x, and y where it is stored, in the store's dtype."""
@@ -93,7 +106,7 @@ class _Load(NamedTuple):
 
 
 class ShuffledReader:
-    """Endless batches of the chosen documents' tokens, in an order that only the seed decides.
+    """Read endless batches of the chosen documents' tokens, in an order that only the seed decides.
 
     An epoch is a permutation of the store's chunks, cut into loads of ``buffer_tokens`` rows; rows
     are permuted within a load. Contexts lie shuffled in the store, so this mixes documents twice.
@@ -112,10 +125,10 @@ class ShuffledReader:
         buffer_tokens: int,
         seed: int,
         device: torch.device,
-        own: slice = slice(None),
+        share: slice = slice(None),
     ) -> None:
-        """``own`` are the rows of each batch of ``batch_size`` that are wanted."""
-        self._own = own
+        """Count the rows of ``documents``; of each batch of ``batch_size`` the rows ``share`` will be given."""
+        self._share = share
         self._store, self._documents, self._seed, self._device = store, documents, seed, device
         self.batch_size = batch_size
         self._chunks = _chunks(store)
@@ -126,15 +139,12 @@ class ShuffledReader:
         self.seconds_waited = 0.0
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self._seed, epoch]).permutation(len(self._chunks))
-
     def _loads(self, epoch: int) -> list[NDArray[np.int64]]:
-        order = self._order(epoch)
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._chunks))
         return [order[i : i + self._chunks_per_load] for i in range(0, len(order), self._chunks_per_load)]
 
-    def _read(self, epoch: int, number: int, chunks: NDArray[np.int64]) -> _Load:
-        store, ends = self._store, self._counts[chunks].cumsum()
+    def _read(self, plan: _Plan) -> _Load:
+        store, ends = self._store, self._counts[plan.chunks].cumsum()
         shape = (int(ends[-1]), store.d_model)
         if self._copies is None:
             values = [empty(*shape, like=torch.empty(0, dtype=store.dtype)) for _ in store.held]
@@ -148,8 +158,8 @@ class ShuffledReader:
                 torch.index_select(store.rows(name, start, stop), 0, rows, out=out[end - len(rows) : end])
 
         with ThreadPoolExecutor(store.requests) as pool:
-            list(pool.map(fill, chunks, ends.tolist()))
-        rng = np.random.default_rng([self._seed, epoch, number])
+            list(pool.map(fill, plan.chunks, ends.tolist()))
+        rng = np.random.default_rng([self._seed, plan.epoch, plan.number])
         order = torch.from_numpy(rng.permutation(len(values[0])))
         if self._copies is None:
             return _Load(values, order, None)
@@ -158,38 +168,39 @@ class ShuffledReader:
             return _Load(placed, order.to(self._device), self._copies.record_event())
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
-        """Batch number ``first`` (counted over epochs) and all after it."""
+        """Yield batch number ``first`` (counted over epochs) and all after it."""
         epoch, skipped = divmod(first, self.batches_per_epoch)
         skip = skipped * self.batch_size
         with ThreadPoolExecutor(max_workers=1) as pool:
             yield from self._batches(pool, epoch, skip)
 
     def _batches(self, pool: ThreadPoolExecutor, epoch: int, skip: int) -> Iterator[Batch]:
-        plan = self._plan(epoch, skip)
-        upcoming = self._submit(pool, next(plan))
+        plans = self._plans(epoch, skip)
+        upcoming = self._submit(pool, next(plans))
         carried: list[list[Tensor]] = []
         while True:
-            start, last, future = upcoming
+            plan, future = upcoming
+            start = plan.skip
             began = time.perf_counter()
             load = future.result()
             self.seconds_waited += time.perf_counter() - began
             load.wait()
-            upcoming = self._submit(pool, next(plan))
+            upcoming = self._submit(pool, next(plans))
             while start < len(load.order):
                 missing = self.batch_size - sum(len(values[0]) for values in carried)
                 rows = load.order[start : start + missing]
                 start += len(rows)
                 carried.append([value.index_select(0, rows) for value in load.values])
                 if len(rows) == missing:
-                    held = [_wide(part, self._own) for part in zip(*carried, strict=True)]
+                    held = [_wide(part, self._share) for part in zip(*carried, strict=True)]
                     carried = []
                     # y is recomputed here, not in the reading thread, where a step's matmul precision could reach it.
                     yield Batch(*_with_outputs(self._store, held))
-            if last:
+            if plan.last:
                 carried = []
 
-    def _plan(self, epoch: int, skip: int) -> Iterator[tuple[int, int, NDArray[np.int64], int, bool]]:
-        """(epoch, load number, chunks, rows to skip, last of its epoch) from the wanted row on."""
+    def _plans(self, epoch: int, skip: int) -> Iterator[_Plan]:
+        """Yield the plans of all loads from row ``skip`` of ``epoch`` on."""
         while True:
             loads = self._loads(epoch)
             for number, chunks in enumerate(loads):
@@ -197,12 +208,9 @@ class ShuffledReader:
                 if skip >= rows and rows:
                     skip -= rows
                     continue
-                yield epoch, number, chunks, skip, number == len(loads) - 1
+                yield _Plan(epoch, number, chunks, skip, number == len(loads) - 1)
                 skip = 0
             epoch, skip = epoch + 1, 0
 
-    def _submit(
-        self, pool: ThreadPoolExecutor, item: tuple[int, int, NDArray[np.int64], int, bool]
-    ) -> tuple[int, bool, "Future[_Load]"]:
-        epoch, number, chunks, skip, last = item
-        return skip, last, pool.submit(self._read, epoch, number, chunks)
+    def _submit(self, pool: ThreadPoolExecutor, plan: _Plan) -> tuple[_Plan, "Future[_Load]"]:
+        return plan, pool.submit(self._read, plan)

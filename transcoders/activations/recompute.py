@@ -1,6 +1,6 @@
 """y of stores that hold x alone: the model's own MLP, without the rest of the model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from transcoders.core.provenance import PROVENANCE, model_hash
 
 
 def open_store(path: Path, model: Path, device: torch.device) -> Store:
-    """The store at ``path``; where it lacks y, the MLP in the model's folder ``model`` makes it, on ``device``.
+    """Open the store at ``path``; where it lacks y, the MLP in the model's folder ``model`` makes it, on ``device``.
 
     Raises:
         UserError: the store or the model is missing or damaged, or the model is another one.
@@ -28,46 +28,44 @@ def open_store(path: Path, model: Path, device: torch.device) -> Store:
             )
         if model_hash(model) != store.attributes["model_hash"]:
             raise UserError(f"{model}: is not the model that {path} was collected from; run `dvc repro collect`")
-        store.mlp = load_mlp(model, store.attributes["hf_hook_out"], device)
+        store.mlp = load_mlp(model, store.attributes["mlp"], store.attributes["mlp_scale"], device)
     return store
 
 
-def load_mlp(folder: Path, hf_hook_out: str, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The MLP, and the post-norm where there is one, whose output ``hf_hook_out`` names, in float32.
+def load_mlp(folder: Path, modules: Sequence[str], scale: float, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return what ``modules`` of the model in ``folder`` make of x, one after the other, times ``scale``, in float32.
 
-    Only its own weights are read.
+    Only their own weights are read.
 
     Raises:
-        UserError: the model's classes and files do not name it alike.
+        UserError: the model's classes and files do not name them alike.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
-        whole: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))  # type: ignore[no-untyped-call]
-    block, _, last = hf_hook_out.removesuffix(".output").rpartition(".")
-    names = [f"{block}.{name}" for name in dict.fromkeys(("mlp", last))]
+        model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))  # type: ignore[no-untyped-call]
     try:
-        parts = [whole.get_submodule(name) for name in names]
-        for name, part in zip(names, parts, strict=True):
+        parts = [model.get_submodule(name) for name in modules]
+        for name, part in zip(modules, parts, strict=True):
             part.load_state_dict(_tensors(folder, f"{name}."), assign=True)
     except (AttributeError, RuntimeError) as error:
         raise UserError(
-            f"collect.outputs: recomputed needs the weights of {' and '.join(names)} alone, and {folder} does not hold "
-            f"them under these names ({str(error).splitlines()[0]}); use collect.outputs: stored"
+            f"collect.outputs: recomputed needs the weights of {' and '.join(modules)} alone, and {folder} does not "
+            f"hold them under these names ({str(error).splitlines()[0]}); use collect.outputs: stored"
         ) from None
     mlp = nn.Sequential(*parts).to(device).eval().requires_grad_(False)
 
     def outputs(x: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens d"]:
-        y: Tensor = mlp(x.to(device))
-        return y.to(x.device)
+        y: Tensor = mlp(x.to(device)[None])[0]  # of one context: mixtures of experts want the dimension
+        return (y if scale == 1 else y * scale).to(x.device)
 
     return outputs
 
 
 def _tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as weights:
             names = [name for name in weights.keys() if name.startswith(prefix)]  # noqa: SIM118
-            found |= {name.removeprefix(prefix): weights.get_tensor(name).float() for name in names}
-    return found
+            tensors |= {name.removeprefix(prefix): weights.get_tensor(name).float() for name in names}
+    return tensors

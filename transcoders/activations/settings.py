@@ -6,7 +6,7 @@ from transcoders.core.settings import Settings
 
 
 class SplitSettings(Settings):
-    """Expected shares of the documents."""
+    """Give the expected shares of the documents."""
 
     validation: float = Field(default=0.05, gt=0, lt=1)
     test: float = Field(default=0.1, gt=0, lt=1)

@@ -40,5 +40,5 @@ def split_documents(documents: pd.DataFrame, settings: SplitSettings) -> pd.Data
 
 
 def documents_of(split: pd.DataFrame, part: str) -> NDArray[np.bool_]:
-    """Mask over document ids: which belong to ``part``."""
+    """Return a mask over document ids that marks those of ``part``."""
     return np.asarray(split["split"] == part)

@@ -36,7 +36,7 @@ SHARD_ROWS = 16 * CHUNK_ROWS
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 BITS = {"float16": "float16", "bfloat16": "uint16", "float32": "float32", "int8": "int8"}
 CHECKSUM = Crc32cCodec()
-"""Of every chunk: a flipped bit is told, where it would be read as another number."""
+"""Of every chunk: a flipped bit is an error, where it would be read as another number."""
 CODECS: dict[str | None, list[Any]] = {
     None: [CHECKSUM],
     "zstd": [ZstdCodec(level=1), CHECKSUM],
@@ -57,7 +57,7 @@ def array_names(dtype: str, outputs: str, *, norms: bool = False) -> list[str]:
 
 
 def bytes_per_token(d_model: int, dtype: str, outputs: str) -> int:
-    """Of x and y, without a codec."""
+    """Return the bytes of a token's x and y, without a codec."""
     row = d_model * np.dtype(BITS[dtype]).itemsize + (4 if dtype == "int8" else 0)
     return 2 * row if outputs == "stored" else row
 
@@ -75,55 +75,42 @@ def create(
 ) -> None:
     """Create an empty, incomplete store for at most ``rows`` tokens."""
     with explain_errors(path):
-        _create(path, d_model, dtype, rows, attributes, codec, outputs, norms)
-
-
-def _create(
-    path: Place,
-    d_model: int,
-    dtype: str,
-    rows: int,
-    attributes: dict[str, Any],
-    codec: str | None,
-    outputs: str,
-    norms: bool,
-) -> None:
-    root = zarr.open_group(zarr_store(path), mode="w", zarr_format=3)
-    shard_rows = SHARD_ROWS if rows > CHUNK_ROWS else CHUNK_ROWS
-    # zarr leaves out chunks that hold only the fill value: no label and no scale is ever -1
-    for name in array_names(dtype, outputs, norms=norms):
-        if name in LABELS:
-            root.create_array(
-                name, shape=(rows,), chunks=(shard_rows,), dtype="int32", compressors=[CHECKSUM], fill_value=-1
-            )
-        elif name.endswith((SCALE, NORM)):
-            root.create_array(
-                name,
-                shape=(rows,),
-                chunks=(CHUNK_ROWS,),
-                shards=(shard_rows,),
-                dtype="float32",
-                compressors=[CHECKSUM],
-                fill_value=-1,
-            )
-        else:
-            root.create_array(
-                name,
-                shape=(rows, d_model),
-                chunks=(CHUNK_ROWS, d_model),
-                shards=(shard_rows, d_model),
-                dtype=BITS[dtype],
-                compressors=CODECS[codec],
-            )
-    if outputs == "recomputed":
-        attributes = {**attributes, "outputs": outputs}
-    if norms:
-        attributes = {**attributes, "norms": True}
-    root.attrs.update({**attributes, "dtype": dtype, "schema": SCHEMA, "complete": False})
+        root = zarr.open_group(zarr_store(path), mode="w", zarr_format=3)
+        shard_rows = SHARD_ROWS if rows > CHUNK_ROWS else CHUNK_ROWS
+        # zarr leaves out chunks that hold only the fill value: no label and no scale is ever -1
+        for name in array_names(dtype, outputs, norms=norms):
+            if name in LABELS:
+                root.create_array(
+                    name, shape=(rows,), chunks=(shard_rows,), dtype="int32", compressors=[CHECKSUM], fill_value=-1
+                )
+            elif name.endswith((SCALE, NORM)):
+                root.create_array(
+                    name,
+                    shape=(rows,),
+                    chunks=(CHUNK_ROWS,),
+                    shards=(shard_rows,),
+                    dtype="float32",
+                    compressors=[CHECKSUM],
+                    fill_value=-1,
+                )
+            else:
+                root.create_array(
+                    name,
+                    shape=(rows, d_model),
+                    chunks=(CHUNK_ROWS, d_model),
+                    shards=(shard_rows, d_model),
+                    dtype=BITS[dtype],
+                    compressors=CODECS[codec],
+                )
+        if outputs == "recomputed":
+            attributes = {**attributes, "outputs": outputs}
+        if norms:
+            attributes = {**attributes, "norms": True}
+        root.attrs.update({**attributes, "dtype": dtype, "schema": SCHEMA, "complete": False})
 
 
 def to_storage(name: str, values: Float[Tensor, "tokens d"], dtype: str, where: str) -> dict[str, NDArray[Any]]:
-    """Array ``name`` as it is stored: in ``dtype``; for int8, rounded to steps of max |row| / 127, and these steps.
+    """Return array ``name`` as it is stored: in ``dtype``; int8 as steps of max |row| / 127, and beside it these steps.
 
     Raises:
         UserError: NaN, infinity, or a value that ``dtype`` cannot hold.
@@ -149,7 +136,7 @@ def to_storage(name: str, values: Float[Tensor, "tokens d"], dtype: str, where: 
 
 
 def from_storage(name: str, arrays: Mapping[str, NDArray[Any]]) -> Float[Tensor, "tokens d"]:
-    """What ``to_storage`` was given, rounded: in the stored dtype, of int8 in float32."""
+    """Return what ``to_storage`` was given, rounded: in the stored dtype, of int8 in float32."""
     values = torch.from_numpy(arrays[name])
     if values.dtype == torch.int8:
         return values.float() * torch.from_numpy(arrays[name + SCALE])[:, None]
@@ -165,8 +152,8 @@ def finish(path: Place, rows: int, attributes: dict[str, Any]) -> None:
             array = root[name]
             assert isinstance(array, zarr.Array)
             array.resize((rows, *array.shape[1:]))
-        found = sizes(path)
-        stored = {name: _stored(name, found) for name in names}
+        file_sizes = sizes(path)
+        stored = {name: _stored(name, file_sizes) for name in names}
         # Last, and in one piece (zarr renames files): a store that was cut off before this line is incomplete.
         root.attrs.update({**attributes, "stored_bytes": stored, "tokens": rows, "complete": True})
 
@@ -176,8 +163,8 @@ def _names(attributes: Mapping[str, Any]) -> list[str]:
     return array_names(attributes.get("dtype", ""), attributes.get("outputs", "stored"), norms=norms)
 
 
-def _stored(name: str, found: Mapping[str, int]) -> int:
-    return sum(size for file, size in found.items() if file.startswith(f"{name}/c/"))
+def _stored(name: str, file_sizes: Mapping[str, int]) -> int:
+    return sum(size for file, size in file_sizes.items() if file.startswith(f"{name}/c/"))
 
 
 def content_files(path: Path) -> list[str]:
@@ -195,23 +182,23 @@ def content_files(path: Path) -> list[str]:
 
 
 def opened(path: Place) -> zarr.Group:
-    """The unfinished store at ``path``, for writing."""
+    """Open the unfinished store at ``path`` for writing."""
     with explain_errors(path):
         return zarr.open_group(zarr_store(path), mode="r+")
 
 
 def is_begun(path: Place) -> bool:
-    """Whether a store, finished or not, lies at ``path``."""
+    """Say whether a store, finished or not, lies at ``path``."""
     return read_bytes(path, "zarr.json") is not None
 
 
 def notes_folder(path: Place) -> Path:
-    """The local folder for what must be known to continue an unfinished store: its own, or one in the cache."""
+    """Return the local folder of what an unfinished store is continued from: the store's, or one in the cache."""
     return path if isinstance(path, Path) else cache_folder("collect") / fingerprint(path) / "store.zarr"
 
 
 def digest(path: Place) -> str:
-    """A hash of a store's metadata: shapes, codecs, provenance and the statistics of what it holds."""
+    """Return a hash of a store's metadata: shapes, codecs, provenance and the statistics of what it holds."""
     root = read_bytes(path, "zarr.json") or b'{"attributes": {}}'
     parts = [root, *(read_bytes(path, f"{name}/zarr.json") for name in _names(json.loads(root)["attributes"]))]
     return hashlib.sha256(b"".join(part or b"" for part in parts)).hexdigest()
@@ -223,7 +210,7 @@ def point(folder: Path, url: Place) -> None:
 
 
 class Store:
-    """A complete store, opened for reading."""
+    """Read a complete store."""
 
     mlp: Callable[[Tensor], Tensor] | None = None
     """Maps x to y where y is not stored; `recompute.open_store` sets it."""
@@ -253,8 +240,8 @@ class Store:
         self.attributes: dict[str, Any] = dict(root.attrs)
         self._names = _names(self.attributes)
         self.held = tuple(name for name in ACTIVATIONS if name in self._names)
-        found = sizes(self._place)
-        missing = [name for name in self._names if f"{name}/zarr.json" not in found]
+        file_sizes = sizes(self._place)
+        missing = [name for name in self._names if f"{name}/zarr.json" not in file_sizes]
         if self.attributes.get("schema") != SCHEMA or missing:
             raise UserError(
                 f"{path}: a zarr group, but not an activation store of schema {SCHEMA} "
@@ -269,13 +256,13 @@ class Store:
             self.d_model = int(self.attributes["d_model"])
             self.dtype = DTYPES.get(self.attributes["dtype"], torch.float32)
             """Of ``rows``."""
-            self._check_shards(found)
+            self._check_shards(file_sizes)
         except DAMAGE as error:
             raise self._damaged("damaged", error) from error
 
     @staticmethod
     def is_complete(path: Place) -> bool:
-        """Whether a finished store lies at ``path``."""
+        """Say whether a finished store lies at ``path``."""
         content = read_bytes(path, "zarr.json")
         try:
             return content is not None and bool(json.loads(content)["attributes"].get("complete"))
@@ -289,8 +276,8 @@ class Store:
             self._arrays[name] = array
         return self._arrays[name]
 
-    def _check_shards(self, found: Mapping[str, int]) -> None:
-        """An absent zarr chunk reads as zeros, so absence must be looked for; truncation is told early."""
+    def _check_shards(self, file_sizes: Mapping[str, int]) -> None:
+        """Refuse missing and truncated shards before they are read: an absent zarr chunk would read as zeros."""
         for name in self._names:
             array = self._array(name)
             expected = (self.tokens, self.d_model) if name in ACTIVATIONS else (self.tokens,)
@@ -298,7 +285,7 @@ class Store:
                 raise UserError(
                     f"{self.path}: {name} is {list(array.shape)}, expected {list(expected)}; {self._remedy}"
                 )
-            if _stored(name, found) != self.attributes["stored_bytes"][name]:
+            if _stored(name, file_sizes) != self.attributes["stored_bytes"][name]:
                 raise UserError(f"{self.path}: {name} is truncated or was changed; {self._remedy}")
 
     def _read(self, name: str, start: int, stop: int | None) -> NDArray[Any]:
@@ -312,7 +299,7 @@ class Store:
         return UserError(f"{self.path}: {what} ({' '.join(str(error).split())}); {self._remedy}")
 
     def labels(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.int32]:
-        """``token``, ``document``, ``position`` or ``context`` of rows [start, stop)."""
+        """Return ``token``, ``document``, ``position`` or ``context`` of rows [start, stop)."""
         return self._read(name, start, stop)
 
     def members(self, documents: NDArray[np.bool_], start: int, stop: int) -> NDArray[np.bool_]:
@@ -334,14 +321,14 @@ class Store:
         }
 
     def rows(self, name: str, start: int, stop: int) -> Float[Tensor, "tokens d"]:
-        """``mlp_in`` or ``mlp_out`` of rows [start, stop), in the stored dtype; float32 of int8 and recomputed ones."""
+        """Return ``mlp_in`` or ``mlp_out`` of rows [start, stop), in the stored dtype; int8 and recomputed: float32."""
         if name not in self.held:
             return self.recompute(self.rows("mlp_in", start, stop))
         parts = [part for part in (name, name + SCALE) if part in self._names]
         return from_storage(name, {part: self._read(part, start, stop) for part in parts})
 
     def recompute(self, x: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens d"]:
-        """The y of ``x``, float32, on x's device, by the model's own MLP.
+        """Return the y of ``x``, float32, on x's device, by the model's own MLP.
 
         Raises:
             UserError: the store was opened without it.
@@ -355,14 +342,14 @@ class Store:
 
 
 def _target(folder: Place, pointer: bytes) -> Place:
-    """Where the store is that ``pointer``, the content of ``folder``'s file, stands for.
+    """Return where the store lies that ``pointer``, the content of ``folder``'s file, stands for.
 
     Raises:
         UserError: it is gone, or another store is there.
     """
     try:
-        said = json.loads(pointer)
-        url, expected = place(said["url"]), said["sha256"]
+        content = json.loads(pointer)
+        url, expected = place(content["url"]), content["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: {POINTER} is damaged ({error}); run `dvc repro --force collect`") from None
     if digest(url) != expected:

@@ -10,6 +10,7 @@ from transcoders.circuits.frozen import Frozen, attend_back, walk_back
 from transcoders.circuits.graph import Graph, Output, influence
 from transcoders.circuits.settings import CircuitSettings
 from transcoders.core.errors import UserError
+from transcoders.language.tokens import text_ids
 
 ROUNDS = 8  # of choosing which latents to trace next, where not all are
 
@@ -24,32 +25,18 @@ class Targets(NamedTuple):
 def difference(frozen: Frozen, tokenizer: Any, answer: str, foil: str) -> Targets:
     """Return the direction of the logit of ``answer`` less that of ``foil``, each by its first token.
 
+    Where the model soft-caps its logits, these are the ones before it does.
+
     Raises:
         UserError: the two begin with the same token.
     """
-    first, second = (tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in (answer, foil))
+    first, second = (text_ids(tokenizer, text)[0] for text in (answer, foil))
     if first == second:
         raise UserError(f"answer {answer!r} and foil {foil!r} begin with the same token; nothing tells them apart")
     unembedding = frozen.parts.unembedding
-    probability = float((unembedding @ frozen.last).softmax(0)[first])
+    probability = float(frozen.parts.head.logits(frozen.last[None])[0].softmax(0)[first])
     label = f"{tokenizer.decode([first]).strip()} − {tokenizer.decode([second]).strip()}"
     return Targets([Output(label, first, 1.0, probability)], (unembedding[first] - unembedding[second])[None])
-
-
-def top_logits(frozen: Frozen, tokenizer: Any, most: int = 10, share: float = 0.95) -> Targets:
-    """Return the directions of the likeliest next tokens, at most ``most`` and as many as hold ``share``.
-
-    Their logits are relative to the mean logit.
-    """
-    unembedding = frozen.parts.unembedding
-    probabilities = (unembedding @ frozen.last).softmax(0)
-    best = probabilities.topk(min(most, len(probabilities)))
-    count = min(int((best.values.cumsum(0) < share).sum()) + 1, len(best.values))
-    chosen, p = best.indices[:count].tolist(), best.values[:count].tolist()
-    outputs = [
-        Output(tokenizer.decode([token]), token, weight, weight) for token, weight in zip(chosen, p, strict=True)
-    ]
-    return Targets(outputs, unembedding[chosen] - unembedding.mean(0))
 
 
 @torch.no_grad()

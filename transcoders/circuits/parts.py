@@ -11,8 +11,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from transcoders.core.errors import UserError
+from transcoders.language.head import Head, read_head
+from transcoders.language.model import load_model
 
 Replacement = Callable[[Float[Tensor, "batch tokens d_model"]], Float[Tensor, "batch tokens d_model"]]
+
+
+LAYER_PARTS = {
+    "self_attn",
+    "mlp",
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+}
+"""All that a layer may hold: with anything else it computes something else."""
 
 
 class Norm(NamedTuple):
@@ -48,6 +61,7 @@ class ModelParts(NamedTuple):
     model: Any
     layers: list[Layer]
     final_norm: Norm
+    head: Head
 
     @property
     def device(self) -> torch.device:
@@ -56,9 +70,8 @@ class ModelParts(NamedTuple):
 
     @property
     def unembedding(self) -> Float[Tensor, "vocabulary d_model"]:
-        """Return the directions that raise each token's logit, as rows."""
-        weight: Tensor = self.model.get_output_embeddings().weight.detach()
-        return weight
+        """Return the directions that raise each token's logit, before a soft-cap if there is one, as rows."""
+        return self.head.weight if self.head.scale == 1 else self.head.weight * self.head.scale
 
 
 def load_parts(folder: Path, device: torch.device) -> ModelParts:
@@ -67,10 +80,7 @@ def load_parts(folder: Path, device: torch.device) -> ModelParts:
     Raises:
         UserError: the model's layers are of no kind known here.
     """
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    return take_apart(model.to(device))
+    return take_apart(load_model(folder, device, attention="eager"))
 
 
 def take_apart(model: Any) -> ModelParts:
@@ -82,7 +92,10 @@ def take_apart(model: Any) -> ModelParts:
     model.eval().requires_grad_(False)
     body = model.base_model
     try:
-        return ModelParts(model, [_layer(layer) for layer in body.layers], _norm(body.norm))
+        layers, final_norm, head = [_layer(layer) for layer in body.layers], _norm(body.norm), read_head(model)
+        if head.bias is not None:
+            raise AttributeError("its logits have a bias")
+        return ModelParts(model, layers, final_norm, head)
     except AttributeError as error:
         raise UserError(
             f"model.name: circuits need layers like Gemma's or Llama's, and {type(model).__name__} has others ({error})"
@@ -90,6 +103,10 @@ def take_apart(model: Any) -> ModelParts:
 
 
 def _layer(layer: Any) -> Layer:
+    if others := {name for name, _ in layer.named_children()} - LAYER_PARTS:
+        raise AttributeError(f"a layer has {', '.join(sorted(others))}")
+    if getattr(layer, "residual_multiplier", 1) != 1:
+        raise AttributeError("a layer scales what it adds to the residual stream")
     attention = layer.self_attn
     if attention.v_proj.bias is not None or attention.o_proj.bias is not None:
         raise AttributeError("its attention has biases")

@@ -20,6 +20,7 @@ from transcoders.core.devices import resolve_device
 from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.language.model import load_tokenizer
+from transcoders.language.tokens import check_room, recorded_start, text_ids
 
 FACTS = (
     "difference",
@@ -40,7 +41,7 @@ class Traced(NamedTuple):
 
     prompt: Prompt
     words: list[str]
-    """The prompt's tokens as text, BOS first."""
+    """The prompt's tokens as text, the start of its context first."""
     graph: Graph
     pruned: Pruned
     curves: Curves
@@ -72,7 +73,7 @@ def trace(
     """Trace which latents raise the logit of ``answer`` over that of ``foil`` after ``text``.
 
     Args:
-        text: What the model reads. The tokenizer puts BOS before it.
+        text: What the model reads, after what the contexts began with that the transcoders were trained on.
         answer: A continuation of the text, with its space, such as ``" Paris"``: its first token counts.
         foil: Another continuation: what is traced is the difference of the two logits.
         transcoders: By layer, a transcoder on ``device`` (``transcoders.load`` reads anybody's) or the folder of one
@@ -107,7 +108,8 @@ def trace_prompt(
     settings: CircuitSettings,
 ) -> Traced:
     """Trace the logit difference of a prompt's answer and foil, with the model and its transcoders at hand."""
-    tokens = torch.tensor(tokenizer(prompt.text)["input_ids"])
+    tokens = torch.tensor([*_start(tokenizer, transcoders), *text_ids(tokenizer, prompt.text)])
+    check_room(parts.model, tokens[None], f"circuits.prompts: {prompt.name}")
     words = [tokenizer.decode([token]) for token in tokens.tolist()]
     frozen = freeze(parts, transcoders, tokens)
     targets = difference(frozen, tokenizer, prompt.answer, prompt.foil)
@@ -121,6 +123,16 @@ def trace_prompt(
     of_pruned = float(run_with_latents(frozen, targets.directions, latents[None])[0, 0])
     metrics = _metrics(graph, pruned, measured, without_errors, of_pruned, settings.faithfulness)
     return Traced(prompt, words, graph, pruned, measured, metrics)
+
+
+def _start(tokenizer: Any, transcoders: Mapping[int, Transcoder]) -> list[int]:
+    """Return what the contexts began with that all ``transcoders`` were trained on."""
+    provenances = [model.config.provenance for model in transcoders.values()] or [{}]
+    starts = [recorded_start(tokenizer, provenance) for provenance in provenances]
+    if any(start != starts[0] for start in starts):
+        tokens = ", ".join(sorted({repr(start.token) for start in starts}))
+        raise UserError(f"the contexts of these transcoders began with different tokens ({tokens}); take one kind")
+    return starts[0].ids
 
 
 def _metrics(

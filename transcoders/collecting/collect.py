@@ -26,7 +26,6 @@ from transcoders.core.errors import UserError
 from transcoders.core.files import replacing
 from transcoders.core.places import Place, explain_errors
 from transcoders.distributed.ranks import ALONE, Ranks
-from transcoders.language import taps
 from transcoders.language.taps import Tap
 
 log = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ def collect(
     compute one that lies across their border; the stores have the same bytes whoever writes them.
 
     Raises:
-        UserError: a tap is not an MLP, a value does not fit the dtype, or the disk is too small.
+        UserError: a value does not fit the dtype, or the disk is too small.
     """
     d_model = int(batches.bridge.cfg.d_model)
     if ranks.first:
@@ -94,9 +93,6 @@ def _write(batches: Batches, writers: list["ShardWriter"], *, visible: bool) -> 
     with bar, ThreadPoolExecutor(max_workers=1) as pool:
         for number in needed:
             for writer, rows in zip(writers, batches.run(number), strict=True):
-                if number == needed[0]:
-                    error = taps.check_tap(batches.bridge, writer.tap, rows.x, rows.y)
-                    log.info("layer %d: the model's MLP maps x to y (relative error %.1e)", writer.tap.layer, error)
                 pending += writer.add(number, rows, pool)
             # At most one shard per layer waits to be written; an error in the writer surfaces here.
             while len(pending) > len(writers) or (pending and pending[0].done()):

@@ -1,4 +1,4 @@
-"""Cutting documents into contexts that a model reads: BOS, then tokens of one document only."""
+"""Cutting documents into contexts that a model reads: a start such as BOS, then tokens of one document only."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from transcoders.collecting.text import Document
 from transcoders.core.errors import UserError
+from transcoders.language.tokens import text_ids
 
 PAD = -1
 SMALLEST_POOL = 1_000_000
@@ -20,7 +21,7 @@ class Contexts(NamedTuple):
     """Contexts in the order in which they are read, and the documents they come from."""
 
     tokens: NDArray[np.int32]
-    """[contexts, context_length], BOS first, ``PAD`` after the end."""
+    """[contexts, context_length], the start first, ``PAD`` after the end."""
     document: NDArray[np.int32]
     """[contexts], row of ``documents``."""
     documents: pd.DataFrame
@@ -35,12 +36,15 @@ def make_contexts(
     source: Iterable[Document],
     tokenizer: Any,
     *,
+    start: list[int],
     tokens: int,
     context_length: int,
     pool: float,
     seed: int,
 ) -> Contexts:
-    """Tokenise, cut, shuffle and keep exactly ``tokens`` tokens (BOS not counted).
+    """Tokenise, cut, shuffle and keep exactly ``tokens`` tokens (the first of a context not counted).
+
+    Contexts begin with ``start``, which may be empty: then their first token is the text's.
 
     Documents are read until there are ``pool * tokens`` tokens or the text ends; their contexts
     are then shuffled across documents, so that neighbours in the store are unrelated.
@@ -52,14 +56,15 @@ def make_contexts(
     owner: list[int] = []
     labels: list[tuple[str, str, str]] = []
     read: Counter[str] = Counter()
-    body = context_length - 1
+    body = context_length - len(start)
     for document in source:
-        ids = tokenizer(document.text, add_special_tokens=False)["input_ids"]
-        for start in range(0, len(ids), body):
-            rows.append([tokenizer.bos_token_id, *ids[start : start + body]])
-            owner.append(len(labels))
+        ids = text_ids(tokenizer, document.text)
+        cut = [[*start, *ids[first : first + body]] for first in range(0, len(ids), body)]
+        cut = [row for row in cut if len(row) > 1]
+        rows += cut
+        owner += [len(labels)] * len(cut)
         labels.append((document.title, document.source, document.topic))
-        read[document.source] += len(ids)
+        read[document.source] += sum(len(row) - 1 for row in cut)
         if read.total() >= max(pool * tokens, SMALLEST_POOL):
             break
     if read.total() < tokens:

@@ -12,7 +12,7 @@ from transcoders.activations.moments import Moments, chunk_moments
 
 
 class Inside(NamedTuple):
-    """The rows of a store that readers will see."""
+    """Hold the rows of a store that readers will see."""
 
     limits: list[float]
     """Norms of x and of y above which a row is left out."""

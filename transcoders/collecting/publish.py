@@ -20,6 +20,11 @@ UNUSED_SECONDS = 24 * 3600
 """For so long finished and abandoned work lies in the cache, so that going back to it costs nothing."""
 
 
+def store_keys(settings: CollectSettings, contexts: Contexts, model: Path, code: str) -> dict[int, str]:
+    """Return, by layer, the hash of all that its store depends on."""
+    return {n: layer_fingerprint(settings, n, contexts, model, code) for n in sorted(set(settings.layers))}
+
+
 def layer_fingerprint(settings: CollectSettings, layer: int, contexts: Contexts, model: Path, code: str) -> str:
     """Return a hash of all that a layer's store depends on; equal ones mean equal stores.
 

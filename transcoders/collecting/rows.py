@@ -15,7 +15,7 @@ from transcoders.language.taps import Tap
 
 
 class Rows(NamedTuple):
-    """x and y of the stored tokens of one batch, and where each came from."""
+    """Hold x and y of the stored tokens of one batch, and where each came from."""
 
     x: Tensor
     y: Tensor
@@ -40,12 +40,12 @@ class Rows(NamedTuple):
 
 
 class Batches:
-    """The batches of a collection, each of which can be run on its own."""
+    """Plan and run the batches of a collection, each of which can be run by itself."""
 
     def __init__(
         self, bridge: Any, taps: list[Tap], contexts: Contexts, batch_size: int, special_ids: list[int]
     ) -> None:
-        """Plan to run ``contexts``, ``batch_size`` at a time; tokens of ``special_ids`` are not stored."""
+        """Plan to run ``contexts``, ``batch_size`` at a time; their first tokens and ``special_ids`` are not stored."""
         self.bridge, self.taps = bridge, taps
         self._contexts = contexts
         self._special = torch.tensor(special_ids, dtype=torch.long)
@@ -62,19 +62,19 @@ class Batches:
         return [Rows(caught[tap.hook_in][stored], caught[tap.hook_out][stored], of_rows) for tap in self.taps]
 
     def counts(self) -> NDArray[np.int64]:
-        """Count the tokens of each batch that are stored: all but BOS, padding and special ones."""
-        table = self._contexts.tokens
+        """Count the tokens of each batch that are stored: all but first ones, padding and special ones."""
+        table = self._contexts.tokens[:, 1:]
         per_context = ((table != PAD) & ~np.isin(table, self._special.numpy())).sum(1)
         return np.array([per_context[rows].sum() for rows in self.plan], dtype=np.int64)
 
     def tokens(self, number: int) -> int:
-        """Count the tokens of batch ``number``, BOS excepted."""
+        """Count the tokens of batch ``number``, the first of each context excepted."""
         rows = self.plan[number]
         return int((self._contexts.tokens[rows] != PAD).sum()) - len(rows)
 
     @property
     def capacity(self) -> int:
-        """The most rows that a store may need."""
+        """Return the most rows that a store may need."""
         return int((self._contexts.tokens != PAD).sum()) - len(self._contexts.tokens)
 
     def _labels(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -82,10 +82,11 @@ class Batches:
         table = self._contexts.tokens[rows]
         token = torch.from_numpy(table[:, : int((table != PAD).sum(1).max())]).long()
         shape = token.shape
+        position = torch.arange(shape[1]).expand(shape)
         return {
             "token": token,
             "document": torch.from_numpy(self._contexts.document[rows]).long()[:, None].expand(shape),
-            "position": torch.arange(shape[1]).expand(shape),
+            "position": position,
             "context": torch.from_numpy(rows)[:, None].expand(shape),
-            "stored": (token != PAD) & ~torch.isin(token, self._special),
+            "stored": (position > 0) & (token != PAD) & ~torch.isin(token, self._special),
         }

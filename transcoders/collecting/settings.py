@@ -17,7 +17,7 @@ def _as_list(value: Any) -> Any:
 
 
 class TextSettings(Settings):
-    """Which text: packaged summaries or articles of Wikipedia, a file, a data set of the Hugging Face Hub, a mix."""
+    """Say which text to read: packaged summaries or articles of Wikipedia, a file, a Hub's data set, or a mix."""
 
     source: Annotated[list[Source], BeforeValidator(_as_list)] = Field(default=["summaries"], min_length=1)
     """One, or several to mix in proportion to their documents."""
@@ -53,13 +53,16 @@ class TextSettings(Settings):
 
 
 class CollectSettings(Settings):
-    """Which activations to store, of which text."""
+    """Say which activations to store, of which text."""
 
     layers: list[int] = Field(min_length=1)
     tokens: int = Field(gt=0)
-    """Tokens to run (BOS not counted)."""
+    """Tokens to run (the first of each context not counted)."""
     text: TextSettings = TextSettings()
     context_length: int = Field(default=256, ge=2)
+    context_start: str | None = Field(default=None, min_length=1)
+    """What contexts begin with: null takes the tokenizer's BOS, a token's text names another; ``none``: their text.
+    The first token of a context, whatever it is, is run but neither stored nor replaced."""
     batch_size: int = Field(default=8, gt=0)
     """Contexts per forward pass."""
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"

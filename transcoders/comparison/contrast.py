@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from transcoders.comparison.results import RunResult
+from transcoders.evaluation.bootstrap import with_percentiles
 from transcoders.evaluation.paired import paired
 from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.training.settings import VariantSettings
@@ -75,9 +76,7 @@ def contrast(
         for side, drawn in zip((ours, theirs), draws, strict=True):
             ratios = np.stack([_sums(t, numerator, weights) / _sums(t, denominator, weights) for t in side])
             means.append(np.einsum("rs,sr->r", drawn, ratios))
-        difference = means[0] - means[1]
-        low, high = np.nanpercentile(difference[1:], [2.5, 97.5])
-        result[metric] = (float(difference[0]), float(low), float(high))
+        result[metric] = with_percentiles(means[0] - means[1])
     return result
 
 

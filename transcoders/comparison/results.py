@@ -54,11 +54,6 @@ def runs_table(results: Iterable[RunResult], others: Iterable[pd.DataFrame]) -> 
     return pd.DataFrame(rows + [row for table in others for row in table.to_dict("records")])
 
 
-def six_digits(table: pd.DataFrame) -> pd.DataFrame:
-    """Return ``table`` with its fractions to six significant digits, as metrics in JSON have them."""
-    return table.map(lambda value: float(f"{value:.6g}") if isinstance(value, float) else value)
-
-
 def for_terminal(table: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Return the figures of ``TERMINAL`` that each row of the table has, by the name of a file for them.
 

@@ -1,12 +1,21 @@
 """The identity of a model's folder, as stage `model` recorded it."""
 
+import hashlib
 import json
 from pathlib import Path
+
+from transcoders.core.files import sha256_of
 
 PROVENANCE = "provenance.json"
 
 
 def model_hash(folder: Path) -> str:
-    """Return the SHA-256 of the weights in ``folder`` (of one file, or of the list of shards)."""
-    hashes = sorted(json.loads((folder / PROVENANCE).read_text())["sha256"].items())
-    return str(hashes[0][1] if len(hashes) == 1 else hashes)
+    """Return a hash of all in ``folder`` that decides what the model computes: weights, config and tokenizer.
+
+    The weights' own hashes are those that stage `model` recorded: they are too large to read each time.
+    """
+    weights = json.loads((folder / PROVENANCE).read_text())["sha256"]
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != PROVENANCE)
+    names = [(str(path.relative_to(folder)), path) for path in files]
+    hashes = [(name, weights.get(name) or sha256_of(path)) for name, path in names]
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()

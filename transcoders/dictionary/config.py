@@ -15,7 +15,7 @@ PER_LATENT = ("W_enc", "b_enc", "W_dec", "threshold")
 
 
 class TranscoderConfig(Settings):
-    """Kind, sizes, units and provenance of a transcoder."""
+    """Describe the kind, sizes, units and provenance of a transcoder."""
 
     encoder: EncoderName = "topk"
     d_in: int = Field(gt=0)
@@ -53,7 +53,7 @@ class TranscoderConfig(Settings):
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """The latents that each prefix adds, or all as one group."""
+        """Return the latents that each prefix adds, or all as one group."""
         if not self.prefixes:
             return (Group(0, self.d_hidden, self.k),)
         sizes, ks = (0, *self.prefixes), (0, *self.prefix_k)

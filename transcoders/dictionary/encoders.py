@@ -19,7 +19,7 @@ THRESHOLD_RATE = 0.1
 
 
 class Weights(Protocol):
-    """What an encoder asks of the transcoder that it belongs to."""
+    """Describe what an encoder asks of the transcoder that it belongs to."""
 
     config: TranscoderConfig
     W_enc: nn.Parameter
@@ -40,7 +40,7 @@ class Weights(Protocol):
 
 
 class Selection(NamedTuple):
-    """The latents of a training batch."""
+    """Hold the latents of a training batch."""
 
     latents: SparseLatents
     l0: Float[Tensor, "tokens"] | None = None
@@ -48,7 +48,7 @@ class Selection(NamedTuple):
 
 
 class Encoder:
-    """What all encoders can be asked; the answers here are those of most."""
+    """Answer what all encoders can be asked, as most of them do."""
 
     fixed_k = False
     """Whether it chooses k latents on every token, whatever they are worth."""
@@ -68,7 +68,7 @@ class Encoder:
         return Selection(self.encode(model, x))
 
     def seeks_k(self, lambda_sparsity: float) -> bool:
-        """Whether a sparsity penalty is steered so that L0 becomes k."""
+        """Say whether a sparsity penalty is steered so that L0 becomes k."""
         return False
 
     def start_(self, model: Weights, group: Group, least: Tensor) -> None:
@@ -84,7 +84,7 @@ class Encoder:
 
 
 class TopK(Encoder):
-    """The k largest pre-activations of each token (of each group), after relu."""
+    """Choose the k largest pre-activations of each token (of each group), after relu."""
 
     fixed_k = True
 
@@ -93,7 +93,7 @@ class TopK(Encoder):
 
 
 class GroupMax(Encoder):
-    """The winner of each of k sets of neighbouring latents: a cheaper selection than TopK."""
+    """Choose the winner of each of k sets of neighbouring latents: a cheaper selection than TopK."""
 
     fixed_k = True
 
@@ -102,7 +102,7 @@ class GroupMax(Encoder):
 
 
 class BatchTopK(Encoder):
-    """In training the k · tokens largest of a batch; elsewhere what exceeds the threshold that this came to."""
+    """Choose, in training, the k · tokens largest of a batch; elsewhere what exceeds the threshold this came to."""
 
     has_threshold = True
     without_gradient = ("threshold",)
@@ -132,7 +132,7 @@ class BatchTopK(Encoder):
 
 
 class JumpReLU(Encoder):
-    """What exceeds a learned threshold; a penalty on L0 is steered so that k latents are active on average."""
+    """Choose what exceeds a learned threshold; a penalty on L0 is steered so that k latents are active on average."""
 
     has_threshold = True
 
@@ -153,7 +153,7 @@ class JumpReLU(Encoder):
 
 
 class ReLU(Encoder):
-    """Every positive pre-activation; an L1 penalty keeps them few."""
+    """Choose every positive pre-activation; an L1 penalty keeps them few."""
 
     def encode(self, model: Weights, x: Tensor) -> SparseLatents:
         return model.above(x, 0.0)

@@ -25,7 +25,7 @@ CHECKSUM = "weights_sha256"
 
 
 class Output(NamedTuple):
-    """A forward pass with what happened on the way. Batch dimensions are flattened to tokens."""
+    """Hold a forward pass with what happened on the way; batch dimensions are flattened to tokens."""
 
     y_hat: Float[Tensor, "tokens d_out"]
     latents: SparseLatents
@@ -38,7 +38,7 @@ class Output(NamedTuple):
 
 
 class Transcoder(nn.Module):
-    """Transcoder ``y_hat = z W_dec + b_dec [+ x W_skip^T]``, ``z = encoder(x W_enc^T + b_enc)``.
+    """Compute ``y_hat = z W_dec + b_dec [+ x W_skip^T]``, ``z = encoder(x W_enc^T + b_enc)``.
 
     Weights are in normalised units (see ``TranscoderConfig``); calls take and give raw ones.
     Transcoders: arXiv 2406.11944; topk: 2406.04093, section 2.3; batchtopk: 2412.06410; jumprelu:
@@ -62,7 +62,7 @@ class Transcoder(nn.Module):
 
     @property
     def encoder(self) -> Encoder:
-        """How it chooses latents."""
+        """Return the encoder, which chooses latents."""
         return ENCODERS[self.config.encoder]
 
     def encode_normalised(self, x: Float[Tensor, "tokens d_in"]) -> SparseLatents:
@@ -100,13 +100,13 @@ class Transcoder(nn.Module):
         """
         part = self._empty(start, stop)
         for name, value in part.named_parameters():
-            own = getattr(self, name)
+            weights = getattr(self, name)
             if name in PER_LATENT:
-                value.data = own.data[start:stop]
+                value.data = weights.data[start:stop]
             elif start == 0:
-                value.data = own.data
+                value.data = weights.data
             else:
-                value.data = torch.zeros_like(own.data)
+                value.data = torch.zeros_like(weights.data)
         return part.requires_grad_(False)
 
     def _empty(self, start: int, stop: int) -> "Transcoder":
@@ -199,10 +199,10 @@ class Transcoder(nn.Module):
         except (*DAMAGE, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{folder}: not a readable transcoder ({reason}); train it again") from None
-        found = {name: tuple(value.shape) for name, value in tensors.items()}
-        if found != _shapes(config):
+        shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+        if shapes != _shapes(config):
             raise UserError(
-                f"{folder}: {WEIGHTS} holds {found}, but {CONFIG} says {_shapes(config)}; "
+                f"{folder}: {WEIGHTS} holds {shapes}, but {CONFIG} says {_shapes(config)}; "
                 "the two files are not of one transcoder"
             )
         if checksum not in (None, sha256_of(folder / WEIGHTS)):

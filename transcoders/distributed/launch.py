@@ -62,7 +62,7 @@ def _launch(settings: DistributedSettings) -> None:
 
 
 def _cause(error: object) -> str:
-    """One line on the failure that the others followed from; a bug's traceback is logged before it."""
+    """Return one line on the failure that the others followed from; a bug's traceback is logged before it."""
     failures = error.failures  # type: ignore[attr-defined]
     rank, failure = min(
         failures.items(),
@@ -79,7 +79,7 @@ def _cause(error: object) -> str:
 
 
 def _work_as_rank(work: Callable[[], None]) -> None:
-    """Leave errors for the agent to tell: once, and the cause rather than its consequences."""
+    """Do ``work`` as one process of the job, and leave it to the agent to report errors: once, and the cause alone."""
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     from transcoders.distributed.ranks import PeerError

@@ -22,16 +22,18 @@ from transcoders.core.errors import UserError
 
 PATIENCE = {"gloo": timedelta(hours=12), "nccl": timedelta(minutes=30)}
 """How long a process waits for another: gloo notices at once when one dies, nccl not always."""
+DIGITS = ((20, 11), (10, 10), (0, 10))
+"""(shift, bits) of the digits of a positive float's 31 bits, which order as its value does."""
 T = TypeVar("T")
 
 
 class PeerError(RuntimeError):
-    """Another process is gone: not the cause of a failure, but a consequence of one."""
+    """Report that another process is gone: not the cause of a failure, but a consequence of one."""
 
 
 @dataclass(frozen=True)
 class Team:
-    """Processes that call the same methods in the same order. A team of one does nothing, at no cost."""
+    """Connect processes that call the same methods in the same order; a team of one does nothing, at no cost."""
 
     rank: int = 0
     size: int = 1
@@ -39,36 +41,56 @@ class Team:
     global_ranks: tuple[int, ...] = (0,)
 
     def share(self, count: int) -> slice:
-        """This rank's part of ``count`` consecutive things; where there are few, the first ranks have them."""
+        """Return this rank's part of ``count`` consecutive things; where there are few, the first ranks have them."""
         return slice(*(-(-count * rank // self.size) for rank in (self.rank, self.rank + 1)))
 
     def sum_(self, value: Tensor) -> Tensor:
-        """Replace ``value`` by its sum over the ranks; returns it."""
+        """Replace ``value`` by its sum over the ranks, and return it."""
         return self._reduce_(value, dist.ReduceOp.SUM)
 
     def min_(self, value: Tensor) -> Tensor:
-        """Replace ``value`` by its least over the ranks; returns it."""
+        """Replace ``value`` by its least over the ranks, and return it."""
         return self._reduce_(value, dist.ReduceOp.MIN)
 
     def total(self, number: int, device: torch.device) -> int:
-        """The sum of a number over the ranks."""
+        """Return the sum of a number over the ranks."""
         return number if self.size == 1 else int(self.sum_(torch.tensor(number, device=device)))
 
     def summed(self, value: Tensor) -> Tensor:
-        """The sum over the ranks, where every rank goes on to compute the same loss from it.
+        """Return the sum over the ranks, where every rank goes on to compute the same loss from it.
 
         So the gradient of each rank's part is that of the sum, and going back costs no message.
         """
         return value if self.size == 1 else _Summed.apply(value, self)
 
     def gathered(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "ranks *shape"]:
-        """The values of all ranks, of one shape."""
+        """Return the values of all ranks, which have one shape."""
         if self.size == 1:
             return value[None]
         parts = [torch.empty_like(value) for _ in range(self.size)]
         with _peers():
             dist.all_gather(parts, value.contiguous(), group=self.handle)
         return torch.stack(parts)
+
+    @torch.no_grad()
+    def kth_largest(self, values: Float[Tensor, "here"], k: int) -> Float[Tensor, ""]:
+        """Return the exact k-th largest of all ranks' non-negative float32 ``values``; 0 if there are fewer.
+
+        A radix select: per digit the ranks add up a histogram, and go on within the bin that holds the k-th, so that
+        no rank gathers the values of another.
+        """
+        bits = (values + 0.0).view(torch.int32)  # + 0.0 makes -0.0 positive
+        kth = bits.new_zeros(())
+        left = torch.tensor(k, device=bits.device)
+        for shift, width in DIGITS:
+            digits = (bits >> shift) & (2**width - 1)
+            counts = self.sum_(torch.bincount(digits, minlength=2**width))
+            at_least = counts.flip(0).cumsum(0).flip(0)
+            digit = ((at_least >= left).sum() - 1).clamp(min=0)
+            left = left - (at_least[digit] - counts[digit])
+            bits = bits[digits == digit]
+            kth = kth | (digit << shift).int()
+        return kth.view(torch.float32)
 
     def broadcast_(self, value: Tensor) -> None:
         """Replace ``value`` by that of rank 0."""
@@ -77,7 +99,7 @@ class Team:
                 dist.broadcast(value, self.global_ranks[0], group=self.handle)
 
     def send_to_first(self, value: Tensor, sender: int) -> Tensor:
-        """On rank 0, what ``sender`` holds; ``value`` gives the shape on rank 0 and the content on ``sender``."""
+        """Send the ``value`` of ``sender`` to rank 0, into its ``value`` of the same shape, and return ``value``."""
         with _peers():
             if sender != 0 and self.rank == sender:
                 dist.send(value.contiguous(), self.global_ranks[0], group=self.handle)
@@ -101,7 +123,7 @@ class Team:
         return others
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Wait until all ranks are here."""
         if self.size > 1:
             with _peers():
                 dist.barrier(self.handle)
@@ -115,7 +137,7 @@ class Team:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all: ``data`` share each batch's tokens, ``latents`` share the dictionary."""
+    """Place this process among all: ``data`` share the tokens of each batch, ``latents`` share a dictionary."""
 
     world: Team = field(default_factory=Team)
     data: Team = field(default_factory=Team)
@@ -123,11 +145,11 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this one writes files, logs and draws progress bars for all."""
+        """Say whether this process writes files, logs and draws progress bars for all."""
         return self.world.rank == 0
 
     def decided(self, work: Callable[[], T]) -> T:
-        """What ``work`` gave on the first rank; the others do not run it."""
+        """Return what ``work`` gave on the first rank; the others do not run it."""
         if self.world.size == 1:
             return work()
         result = [work() if self.first else None]
@@ -140,7 +162,11 @@ ALONE = Ranks()
 
 
 def local_device(name: str) -> torch.device:
-    """As ``resolve_device``, but with several processes on a host each takes its own GPU."""
+    """Return the device of ``resolve_device``, or, with several processes on a host, a GPU for this one alone.
+
+    Raises:
+        UserError: ``name`` is one GPU, or there are fewer GPUs than processes.
+    """
     device = resolve_device(name)
     if device.type != "cuda" or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:
         return device
@@ -158,7 +184,9 @@ def local_device(name: str) -> torch.device:
 
 @contextmanager
 def joined(device: torch.device, latents: int = 1) -> Iterator[Ranks]:
-    """The job that torchrun's environment describes: nccl on CUDA, gloo elsewhere. Without one: ``ALONE``.
+    """Yield the ranks of the job that torchrun's environment describes; without one, ``ALONE``.
+
+    They talk through nccl on CUDA, through gloo elsewhere.
 
     ``latents`` neighbouring ranks (one host's, where they fit) share a dictionary.
     """
@@ -181,7 +209,11 @@ def joined(device: torch.device, latents: int = 1) -> Iterator[Ranks]:
 
 
 def grid(world: Team, latents: int) -> Ranks:
-    """Neighbouring ranks share a dictionary; those at the same place in theirs share the batches."""
+    """Divide ``world``: neighbouring ranks share a dictionary; those at the same place in theirs share the batches.
+
+    Raises:
+        UserError: ``latents`` does not divide the number of processes.
+    """
     if world.size % latents:
         raise UserError(f"distributed.latents: {latents} does not divide the {world.size} processes of the job")
     rows = [tuple(range(start, start + latents)) for start in range(0, world.size, latents)]
@@ -189,7 +221,7 @@ def grid(world: Team, latents: int) -> Ranks:
 
 
 def _team_of(members: list[tuple[int, ...]], rank: int) -> Team:
-    """The group that ``rank`` is in; every rank takes part in making all of them."""
+    """Return the team that ``rank`` is in; every rank takes part in making all of them."""
     handles = [
         dist.new_group(list(ranks), timeout=PATIENCE[dist.get_backend()]) if len(ranks) > 1 else None
         for ranks in members

@@ -8,7 +8,7 @@ from transcoders.core.settings import Settings
 
 
 class DistributedSettings(Settings):
-    """Where the work runs, not what comes out: no stage reruns when this changes."""
+    """Say where the work runs, not what comes out: no stage reruns when this changes."""
 
     processes: int = Field(default=1, gt=0)
     """On each host: one a GPU."""
@@ -30,5 +30,5 @@ class DistributedSettings(Settings):
 
     @property
     def world(self) -> int:
-        """Processes on all hosts."""
+        """Return the number of processes on all hosts."""
         return self.processes * self.hosts

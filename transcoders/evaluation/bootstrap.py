@@ -20,10 +20,8 @@ def interval(
 ) -> tuple[float, float, float]:
     """Return the statistic on all documents that are present, and its 2.5 % and 97.5 % bootstrap percentiles.
 
-    A resample without a value counts for nothing: it drew none of what a mean is over, or a ratio's denominator is 0.
-
     Raises:
-        UserError: fewer than half of the resamples have a value, so that no interval would mean anything.
+        UserError: too few resamples have a value.
     """
     ids = np.flatnonzero(present.numpy())
     rng = np.random.default_rng(settings.seed)
@@ -32,11 +30,22 @@ def interval(
     weights[0, ids] = 1.0
     weights[1:, ids] = torch.from_numpy(draws).double()
     values = statistic(weights)
+    return with_percentiles(values)
+
+
+def with_percentiles(values: Float[NDArray[np.float64], "resamples"]) -> tuple[float, float, float]:
+    """Return the first of ``values``, and the 2.5 % and 97.5 % percentiles of the others, the resamples'.
+
+    A resample without a value counts for nothing: it drew none of what a mean is over, or a ratio's denominator is 0.
+
+    Raises:
+        UserError: fewer than a tenth of the resamples have a value, so that no interval would mean anything.
+    """
     resampled = values[1:][np.isfinite(values[1:])]
-    if not np.isfinite(values[0]) or 2 * len(resampled) < settings.bootstrap:
+    if not np.isfinite(values[0]) or 10 * len(resampled) < len(values) - 1:
         raise UserError(
-            f"evaluate.bootstrap: a metric has a value in {len(resampled)} of {settings.bootstrap} resamples of "
-            f"{len(ids)} documents or words, too few for an interval; evaluate on more"
+            f"evaluate: a metric has a value in {len(resampled)} of {len(values) - 1} resamples of documents or words, "
+            "too few for an interval; evaluate on more (evaluate.tokens, evaluate.loss_tokens, absorption.words)"
         )
     low, high = np.percentile(resampled, [2.5, 97.5])
     return float(values[0]), float(low), float(high)

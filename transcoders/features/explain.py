@@ -1,7 +1,7 @@
 """Explainers: what describes a latent from its contexts, and is asked what the description predicts."""
 
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 
 class Context(NamedTuple):
@@ -29,14 +29,8 @@ class Description:
 
     text: str
     explainer: str
-    triggers: dict[str, float] = field(default_factory=dict)
-    """Word -> firings to expect in a window that holds it (``statistics`` only)."""
-    companions: dict[str, float] = field(default_factory=dict)
-    """Word -> log of how much more windows with a firing hold it than others (``statistics`` only)."""
-    elsewhere: float = 0.0
-    """Firings to expect in a window on words that ``triggers`` leaves out."""
-    expected: float = 0.0
-    """Firings to expect in any window."""
+    directions: Any = None
+    """What ``statistics`` predicts from."""
 
 
 class Explainer(Protocol):
@@ -52,6 +46,10 @@ class Explainer(Protocol):
 
     def detect(self, description: Description, windows: list[list[str]]) -> list[bool]:
         """Say in which of ``windows`` the described latent fires."""
+        ...
+
+    def recognise(self, description: Description, windows: list[list[str]], marked: list[list[int]]) -> list[bool]:
+        """Say in which of ``windows`` the tokens at ``marked`` are those on which the described latent fires."""
         ...
 
 

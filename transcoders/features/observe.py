@@ -18,6 +18,8 @@ from transcoders.features.settings import FeatureSettings
 PAD = -1
 POOL = 25
 """Windows kept, for each one that a latent needs, to find some where it is silent."""
+USUAL = 150
+"""Windows of documents that may be shown, whatever fires in them."""
 
 
 class Firings(NamedTuple):
@@ -57,7 +59,9 @@ class Observer:
         # The latents that fire at a sampled firing's side tell which ones it goes with.
         beside = {"beside": ((config.k,), np.int32, PAD)} if config.prefixes else {}
         self.sample = Keeper(F, settings.sampled, tokens=tokens, values=values, document=ids, context=ids, **beside)
-        self.active = Keeper(F, settings.unseen, tokens=tokens, document=ids)
+        fires = ((window,), np.bool_, False)
+        self.active = Keeper(F, settings.unseen, tokens=tokens, document=ids, fires=fires)
+        self.usual = Keeper(1, USUAL, tokens=tokens)
         self.pool = Keeper(1, POOL * settings.unseen, tokens=tokens, document=ids, fires=((F,), np.bool_, False))
         self.windows = 0
         """Windows that the words were counted in."""
@@ -133,20 +137,25 @@ class Observer:
         number = np.cumsum(block.place % window == 0) - 1
         starts = np.flatnonzero(np.diff(number, prepend=-1))
         sizes = np.diff(starts, append=len(number))
-        rows = starts[:, None] + np.arange(window)
-        tokens = np.where(np.arange(window) < sizes[:, None], block.token[rows.clip(max=len(number) - 1)], PAD)
+        inside = np.arange(window) < sizes[:, None]
+        rows = (starts[:, None] + np.arange(window)).clip(max=len(number) - 1)
+        tokens = np.where(inside, block.token[rows], PAD)
         # A window that a context's end cuts short would be told apart by its length.
         long_enough, of_test = sizes * 2 > window, hidden[starts]
-        for words in tokens[long_enough & ~of_test]:
+        usual = tokens[long_enough & ~of_test]
+        for words in usual:
             self.windows += 1
             self.words.update(set(words[words != PAD].tolist()))
+        admitted = self.usual.offer(np.zeros(len(usual), np.int64), self._rng.random(len(usual)))
+        self.usual.file(admitted, tokens=usual[admitted.candidate])
         place = number[firings.row]
         usable = (long_enough & of_test)[place]
         pairs = np.unique(firings.latent[usable] * len(starts) + place[usable])
         latent, tile = pairs // len(starts), pairs % len(starts)
         admitted = self.active.offer(latent, self._rng.random(len(latent)))
         chosen = tile[admitted.candidate]
-        self.active.file(admitted, tokens=tokens[chosen], document=block.document[starts[chosen]])
+        fires = (firings.lookup(admitted.latent, rows[chosen]) > 0) & inside[chosen]
+        self.active.file(admitted, tokens=tokens[chosen], document=block.document[starts[chosen]], fires=fires)
         tiles = np.flatnonzero(long_enough & of_test)
         admitted = self.pool.offer(np.zeros(len(tiles), np.int64), self._rng.random(len(tiles)))
         chosen = tiles[admitted.candidate]

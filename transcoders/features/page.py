@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from transcoders.features.detection import LEAST
+from transcoders.features.scores import LEAST
 
 ASSETS = Path(__file__).parent / "page"
 CHUNK = 32

@@ -39,10 +39,6 @@ class DescribeSettings(Settings):
     """Say who describes the latents."""
 
     explainer: Literal["statistics", "openai"] = "statistics"
-    triggers: int = Field(default=24, gt=0)
-    """Words that a description of ``statistics`` may say the latent fires on."""
-    companions: int = Field(default=8, ge=0)
-    """Words that it may say are typical of the contexts."""
     bootstrap: int = Field(default=1000, gt=0)
     """Resamples of the latents for the 95 % interval of the mean score."""
     seed: int = Field(default=0, ge=0)

@@ -11,14 +11,15 @@ from transcoders.activations.store import Store
 from transcoders.core.devices import matmul_precision, multiplies_bf16
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.features.describe import Described, Latents, Texts, describe, gather
-from transcoders.features.detection import LEAST, summary
 from transcoders.features.effects import effects_of, nearest, read_unembedding, relatives
 from transcoders.features.endpoint import Endpoint
 from transcoders.features.observe import observe
 from transcoders.features.openai import OpenAI
+from transcoders.features.scores import LEAST
 from transcoders.features.settings import DescribeSettings, FeatureSettings
 from transcoders.features.statistics import Statistics
-from transcoders.features.tables import contexts_table, latents_table, scores_of
+from transcoders.features.tables import contexts_table, latents_table, summaries
+from transcoders.features.vocabulary import vocabulary_of
 from transcoders.language.model import load_model, load_tokenizer
 
 
@@ -36,12 +37,14 @@ class Study(NamedTuple):
             ("living latents", f"{metrics['living']:,.0f} of {d_hidden:,}"),
             ("tokens", f"{metrics['tokens']:,.0f}"),
         ]
-        for prefix, name in (("", "mean score"), ("openai_", "asked of a model")):
-            if f"{prefix}detection_score" in metrics:
-                mean, low, high = (metrics[f"{prefix}detection_score{end}"] for end in ("", "_low", "_high"))
-                share, scored = metrics[f"{prefix}detection_above_0.7"], metrics[f"{prefix}scored"]
-                lines.append((name, f"{mean:.3f} (95 %: {low:.3f} to {high:.3f})"))
-                lines.append(("above 0.7", f"{share:.0%} of {scored:,.0f}"))
+        for prefix, of_whom in (("", ""), ("openai_", ", asked of a model")):
+            for kind in ("detection", "fuzzing"):
+                name = prefix + kind
+                if f"{name}_score" in metrics:
+                    mean, low, high = (metrics[f"{name}_score{end}"] for end in ("", "_low", "_high"))
+                    share, scored = metrics[f"{name}_above_0.7"], metrics[f"{name}_scored"]
+                    lines.append((kind + of_whom, f"{mean:.3f} (95 %: {low:.3f} to {high:.3f})"))
+                    lines.append(("above 0.7", f"{share:.0%} of {scored:,.0f}"))
         return lines
 
 
@@ -66,18 +69,20 @@ def study(
     with matmul_precision(device, bf16=bf16):
         observer = observe(model, store, held_out, settings)
         living = np.flatnonzero(observer.firings)
-        unembedding = read_unembedding(load_model(base_model, device), tokenizer)
+        language_model = load_model(base_model, device)
+        unembedding = read_unembedding(language_model, tokenizer)
         effects = effects_of(model.W_dec[living] * model.config.output_scale, unembedding, settings.effects)
     texts = Texts(tokenizer)
     latents = gather(observer, effects, texts)
-    explainer = Statistics(observer.windows, settings.window, latents.words, settings.describe)
+    vocabulary = vocabulary_of(texts.known, observer.words, language_model.get_input_embeddings().weight)
+    explainer = Statistics(vocabulary, latents.usual, latents.words)
     described = describe(explainer, latents.evidence, latents.unseen)
     metrics = {
         "living": float(len(living)),
         "living_fraction": len(living) / model.config.d_hidden,
         "tokens": float(sum(observer.tokens.values())),
         "tokens_held_out": float(observer.tokens["held_out"]),
-        **summary(scores_of(described), settings.describe),
+        **summaries(described, settings.describe),
     }
     if endpoint:
         metrics |= ask(endpoint, latents, described, settings.describe)
@@ -97,4 +102,4 @@ def ask(
     for row, answer in zip(chosen, answers, strict=True):
         described[row] = answer
     unanswered = sum(answer.description is None for answer in answers)
-    return {**summary(scores_of(answers), settings, "openai_"), "openai_unanswered": float(unanswered)}
+    return {**summaries(answers, settings, "openai_"), "openai_unanswered": float(unanswered)}

@@ -1,7 +1,6 @@
 """From what a pass observed to tables: one row a latent, one row a context."""
 
-import json
-from dataclasses import asdict
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -9,8 +8,9 @@ from numpy.typing import NDArray
 
 from transcoders.features.describe import Described, Latents, Texts
 from transcoders.features.effects import Effects, Relatives
-from transcoders.features.explain import Description
 from transcoders.features.observe import PAD, Observer
+from transcoders.features.scores import summary
+from transcoders.features.settings import DescribeSettings
 
 QUANTILES = 4
 PER_QUANTILE = 3
@@ -44,6 +44,7 @@ def latents_table(
             "description": [d.description.text if d.description else "" for d in described],
             "explainer": [d.description.explainer if d.description else "" for d in described],
             "score": scores,
+            "fuzzing": scores_of(described, "fuzzing"),
             "scored_on": np.where(np.isnan(scores), 0, [2 * len(unseen.active) for unseen in latents.unseen]),
             "promoted": [texts.of(row) for row in effects.promoted],
             "promoted_by": list(effects.promoted_by),
@@ -55,22 +56,22 @@ def latents_table(
             "parents_share": [parents[i].share for i in living],
             "children": [children[i].latent for i in living],
             "children_share": [children[i].share for i in living],
-            "words": [_words(d.description) for d in described],
         }
     )
 
 
-def scores_of(described: list[Described]) -> NDArray[np.float64]:
-    """Return detection scores; NaN where there is none."""
-    return np.array([np.nan if d.score is None else d.score for d in described])
+def scores_of(described: list[Described], kind: Literal["score", "fuzzing"] = "score") -> NDArray[np.float64]:
+    """Return the scores of one kind; NaN where there is none."""
+    return np.array([getattr(d, kind) for d in described], dtype=np.float64)
 
 
-def _words(description: Description | None) -> str:
-    """Return what ``statistics`` predicts from, as JSON."""
-    if description is None or not description.triggers:
-        return ""
-    content = asdict(description)
-    return json.dumps({name: content[name] for name in ("triggers", "companions", "elsewhere", "expected")})
+def summaries(described: list[Described], settings: DescribeSettings, prefix: str = "") -> dict[str, float]:
+    """Return what ``summary`` says of both kinds of scores; names begin with ``prefix``."""
+    kinds = {"detection": scores_of(described), "fuzzing": scores_of(described, "fuzzing")}
+    metrics: dict[str, float] = {}
+    for kind, scores in kinds.items():
+        metrics |= summary(scores, settings, kind, prefix)
+    return metrics
 
 
 def contexts_table(observer: Observer, latents: Latents, texts: Texts) -> pd.DataFrame:

@@ -27,6 +27,11 @@ Layout = Mapping[str, Placement]
 """Our name of every tensor -> its place in the file."""
 
 
+def layout(**names: str) -> Layout:
+    """Return where our tensors are in a file, given their names there; ``name.T`` says that one is transposed."""
+    return {ours: Placement(name.removesuffix(".T"), name.endswith(".T")) for ours, name in names.items()}
+
+
 def build(
     weights: Weights,
     layout: Layout,
@@ -96,6 +101,18 @@ def check_settings(file: Path, settings: Mapping[str, Any], harmless: str, fixed
             f"{file}: {SHORT.repr(unknown[0])} is no setting that is known here, and may change what the transcoder "
             "computes; remove it if it does not"
         )
+
+
+def check_sizes(file: Path, settings: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+    """Refuse ``settings`` from ``file`` that contradict the ``sizes`` of the tensors beside it.
+
+    Raises:
+        UserError: one is missing or another.
+    """
+    for key, size in sizes.items():
+        if settings.get(key) != size:
+            claimed = SHORT.repr(settings.get(key))
+            raise UserError(f"{file}: says {key} = {claimed}, but the tensors have {size}; which is it?")
 
 
 def _check_names(weights: Weights, layout: Layout) -> None:

@@ -78,11 +78,18 @@ def _facts(config: TranscoderConfig) -> dict[str, Any]:
         "d_in, d_out": f"{config.d_in}, {config.d_out}",
         "trained with": f"{config.encoder}, k = {config.k}{', skip connection' if config.skip else ''}",
         "valid prefixes": ", ".join(map(str, config.prefixes)) or None,
-        "model weights (SHA-256)": provenance.get("model_hash"),
+        "model files (hash)": provenance.get("model_hash"),
+        "contexts begin with": _start(provenance),
         "split": provenance.get("split_hash"),
         "seed": provenance.get("seed"),
     }
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def _start(provenance: Mapping[str, Any]) -> str | None:
+    if "context_start" not in provenance:
+        return None
+    return f"`{provenance['context_start']}`" if provenance["context_start"] else "their text"
 
 
 def _export(fidelity: Mapping[str, Any]) -> str:

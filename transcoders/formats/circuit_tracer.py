@@ -12,19 +12,14 @@ from transcoders.core.errors import UserError
 from transcoders.core.files import read_yaml, replacing
 from transcoders.core.tensors import save_tensors
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.formats.build import Placement, build, check_settings
+from transcoders.formats.build import build, check_settings, layout
 from transcoders.formats.locate import Source
 from transcoders.formats.weights import open_weights
 
 CONFIG = "config.yaml"
-TENSORS = {
-    "W_enc": Placement("W_enc"),
-    "b_enc": Placement("b_enc"),
-    "W_dec": Placement("W_dec"),
-    "b_dec": Placement("b_dec"),
-}
-THRESHOLD = {"threshold": Placement("activation_function.threshold")}
-SKIP = {"W_skip": Placement("W_skip")}
+TENSORS = layout(W_enc="W_enc", b_enc="b_enc", W_dec="W_dec", b_dec="b_dec")
+THRESHOLD = layout(threshold="activation_function.threshold")
+SKIP = layout(W_skip="W_skip")
 HARMLESS = "model_name feature_input_hook feature_output_hook scan transcoders repo_id revision subfolder fidelity"
 HOOKS = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "hook_mlp_out"}
 """What the MLP receives and what the block adds, in the names of circuit-tracer's model."""
@@ -42,7 +37,8 @@ def read(source: Source, device: torch.device | str) -> Transcoder:
     check_settings(file.parent / CONFIG, settings, HARMLESS, {"model_kind": "transcoder_set"})
     weights = open_weights(file)
     jumps = THRESHOLD["threshold"].name in weights.tensors
-    layout = TENSORS | (THRESHOLD if jumps else {}) | (SKIP if "W_skip" in weights.tensors else {})
+    skips = SKIP["W_skip"].name in weights.tensors
+    expected = {**TENSORS, **(THRESHOLD if jumps else {}), **(SKIP if skips else {})}
     layer = _layer(file, settings.get("transcoders"))
     hooks = {key: f"blocks.{layer}.{settings[full]}" for key, full in zip(("hook_in", "hook_out"), HOOKS, strict=True)}
     provenance = {
@@ -53,7 +49,7 @@ def read(source: Source, device: torch.device | str) -> Transcoder:
         **hooks,
         "gain_applied": settings["feature_input_hook"] != "ln2.hook_normalized",
     }
-    return build(weights, layout, "jumprelu" if jumps else "relu", None, provenance, device)
+    return build(weights, expected, "jumprelu" if jumps else "relu", None, provenance, device)
 
 
 def _layer(file: Path, listed: Any) -> int:
@@ -95,9 +91,9 @@ def write(models: Mapping[int, Transcoder], folder: Path, metadata: Mapping[str,
     names = {str(config.provenance.get("model")) for config in configs}
     if len(names) > 1:
         raise UserError(f"circuit-tracer wants transcoders of one model; these are of {', '.join(sorted(names))}")
-    layout = TENSORS | THRESHOLD | SKIP
+    placements = {**TENSORS, **THRESHOLD, **SKIP}
     for layer, model in models.items():
-        tensors = {layout[name].name: value for name, value in model.named_parameters()}
+        tensors = {placements[name].name: value for name, value in model.named_parameters()}
         save_tensors(folder / f"layer_{layer}.safetensors", tensors)
     with replacing(folder / CONFIG) as temporary:
         content = {"model_name": names.pop(), "model_kind": "transcoder_set", **HOOKS, "scan": folder.name}

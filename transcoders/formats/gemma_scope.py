@@ -8,26 +8,14 @@ import torch
 from transcoders.core.errors import UserError
 from transcoders.core.files import read_json
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.formats.build import Placement, build, check_settings
+from transcoders.formats.build import build, check_settings, layout
 from transcoders.formats.locate import Source
 from transcoders.formats.weights import DOWNLOAD, open_weights
 
-FIRST = {
-    "W_enc": Placement("W_enc", transposed=True),
-    "b_enc": Placement("b_enc"),
-    "W_dec": Placement("W_dec"),
-    "b_dec": Placement("b_dec"),
-    "threshold": Placement("threshold"),
-}
-SECOND = {
-    "W_enc": Placement("w_enc", transposed=True),
-    "b_enc": Placement("b_enc"),
-    "W_dec": Placement("w_dec"),
-    "b_dec": Placement("b_dec"),
-    "threshold": Placement("threshold"),
-}
+FIRST = layout(W_enc="W_enc.T", b_enc="b_enc", W_dec="W_dec", b_dec="b_dec", threshold="threshold")
+SECOND = layout(W_enc="w_enc.T", b_enc="b_enc", W_dec="w_dec", b_dec="b_dec", threshold="threshold")
 HARMLESS = "architecture model_name hf_hook_point_in hf_hook_point_out affine_connection width l0 type"
-AFFINE = {"W_skip": Placement("affine_skip_connection", transposed=True)}  # [d_in, d_out]
+AFFINE = layout(W_skip="affine_skip_connection.T")  # [d_in, d_out]
 
 
 def read_first(source: Source, device: torch.device | str) -> Transcoder:
@@ -81,7 +69,7 @@ def read_second(source: Source, device: torch.device | str) -> Transcoder:
             f"{source.name}: affine_connection is {str(affine).lower()}, but params.safetensors "
             f"{'holds' if has_affine else 'lacks'} {AFFINE['W_skip'].name}; the two files are not of one transcoder"
         )
-    return build(weights, SECOND | AFFINE if affine else SECOND, "jumprelu", None, provenance, device)
+    return build(weights, {**SECOND, **(AFFINE if affine else {})}, "jumprelu", None, provenance, device)
 
 
 def _config(source: Source) -> dict[str, Any]:

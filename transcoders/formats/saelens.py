@@ -8,21 +8,19 @@ import torch
 from transcoders.core.errors import UserError
 from transcoders.core.files import read_json, write_json
 from transcoders.core.tensors import save_tensors
+from transcoders.dictionary.encoders import ENCODERS
 from transcoders.dictionary.names import EncoderName
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.formats.build import Placement, build, check_settings
+from transcoders.formats.build import build, check_settings, check_sizes, layout
 from transcoders.formats.locate import Source
 from transcoders.formats.weights import DOWNLOAD, open_weights
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-TENSORS = {
-    "W_enc": Placement("W_enc", transposed=True),
-    "b_enc": Placement("b_enc"),
-    "W_dec": Placement("W_dec"),
-    "b_dec": Placement("b_dec"),
-}
-THRESHOLD = {"threshold": Placement("threshold")}
-SKIP = {"W_skip": Placement("W_skip")}
+TENSORS = layout(W_enc="W_enc.T", b_enc="b_enc", W_dec="W_dec", b_dec="b_dec")
+THRESHOLD = layout(threshold="threshold")
+SKIP = layout(W_skip="W_skip")
+STARTS = ("context_start", "prepend_bos")
+"""What contexts begin with, in our metadata and transcoders; SAELens itself knows the second alone."""
 ARCHITECTURES: dict[str, tuple[EncoderName, bool]] = {
     "transcoder": ("relu", False),
     "skip_transcoder": ("relu", True),
@@ -62,11 +60,10 @@ def read(source: Source, device: torch.device | str) -> Transcoder:
         )
     check_settings(source.folder / CONFIG, config, HARMLESS, FIXED)
     encoder, skip = ARCHITECTURES[architecture]
-    layout = TENSORS | (THRESHOLD if encoder == "jumprelu" else {}) | (SKIP if skip else {})
-    model = build(open_weights(source.folder / WEIGHTS), layout, encoder, None, _provenance(config, source), device)
-    for key, size in (("d_in", model.config.d_in), ("d_out", model.config.d_out), ("d_sae", model.config.d_hidden)):
-        if config.get(key) != size:
-            raise UserError(f"{source.name}: {CONFIG} says {key} = {config.get(key)}, {WEIGHTS} {size}; which is it?")
+    expected = {**TENSORS, **(THRESHOLD if ENCODERS[encoder].has_threshold else {}), **(SKIP if skip else {})}
+    model = build(open_weights(source.folder / WEIGHTS), expected, encoder, None, _provenance(config, source), device)
+    sizes = {"d_in": model.config.d_in, "d_out": model.config.d_out, "d_sae": model.config.d_hidden}
+    check_sizes(source.folder / CONFIG, config, sizes)
     return model
 
 
@@ -86,6 +83,7 @@ def _provenance(config: dict[str, Any], source: Source) -> dict[str, Any]:
         "hf_hook_in": metadata.get("hf_hook_name"),
         "hf_hook_out": metadata.get("hf_hook_name_out"),
         "gain_applied": not hook.endswith("ln2.hook_normalized"),
+        **({key: metadata.get(key) for key in STARTS} if STARTS[0] in metadata else {}),
     }
 
 
@@ -93,14 +91,13 @@ def write(model: Transcoder, folder: Path, metadata: dict[str, Any]) -> None:
     """Write a raw-unit transcoder without TopK as a folder that ``SAE.load_from_disk`` reads."""
     names = {pair: name for name, pair in ARCHITECTURES.items()}
     config = model.config
-    encoder: EncoderName = "relu" if config.encoder == "relu" else "jumprelu"
     tensors = {name: value.T if name == "W_enc" else value for name, value in model.named_parameters()}
     save_tensors(folder / WEIGHTS, tensors)
     provenance = config.provenance
     write_json(
         folder / CONFIG,
         {
-            "architecture": names[encoder, config.skip],
+            "architecture": names[config.encoder, config.skip],
             "d_in": config.d_in,
             "d_out": config.d_out,
             "d_sae": config.d_hidden,
@@ -114,6 +111,7 @@ def write(model: Transcoder, folder: Path, metadata: dict[str, Any]) -> None:
                 "hf_hook_name": provenance.get("hf_hook_in"),
                 "hf_hook_name_out": provenance.get("hf_hook_out"),
                 "prepend_bos": True,
+                **{key: provenance[key] for key in STARTS if key in provenance},
                 **metadata,
             },
         },

@@ -10,18 +10,13 @@ from transcoders.core.errors import UserError
 from transcoders.core.files import read_json, write_json
 from transcoders.core.tensors import save_tensors
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.formats.build import Placement, build, check_settings
+from transcoders.formats.build import build, check_settings, check_sizes, layout
 from transcoders.formats.locate import Source
 from transcoders.formats.weights import DOWNLOAD, open_weights
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
-TENSORS = {
-    "W_enc": Placement("encoder.weight"),
-    "b_enc": Placement("encoder.bias"),
-    "W_dec": Placement("W_dec"),
-    "b_dec": Placement("b_dec"),
-}
-SKIP = {"W_skip": Placement("W_skip")}
+TENSORS = layout(W_enc="encoder.weight", b_enc="encoder.bias", W_dec="W_dec", b_dec="b_dec")
+SKIP = layout(W_skip="W_skip")
 ACTIVATIONS = ("topk", "groupmax")
 HARMLESS = """activation expansion_factor normalize_decoder num_latents k multi_topk skip_connection transcode d_in
     metadata"""
@@ -51,15 +46,12 @@ def read(source: Source, device: torch.device | str) -> Transcoder:
         "layer": int(layer[1]) if layer else None,
         "gain_applied": True,
     }
-    layout = TENSORS | (SKIP if config.get("skip_connection") else {})
-    model = build(open_weights(source.folder / WEIGHTS), layout, activation, k, provenance, device)
-    latents = config.get("num_latents") or model.config.d_hidden  # 0: as many as the expansion factor gives
-    for key, claimed, size in (
-        ("d_in", config.get("d_in"), model.config.d_in),
-        ("num_latents", latents, model.config.d_hidden),
-    ):
-        if claimed != size:
-            raise UserError(f"{source.name}: {CONFIG} says {key} = {claimed}, {WEIGHTS} {size}; which is it?")
+    expected = {**TENSORS, **(SKIP if config.get("skip_connection") else {})}
+    model = build(open_weights(source.folder / WEIGHTS), expected, activation, k, provenance, device)
+    sizes = {"d_in": model.config.d_in}
+    if config.get("num_latents"):  # 0: as many as the expansion factor gives
+        sizes["num_latents"] = model.config.d_hidden
+    check_sizes(source.folder / CONFIG, config, sizes)
     return model
 
 
@@ -72,8 +64,8 @@ def write(model: Transcoder, folder: Path, metadata: dict[str, Any]) -> None:
     config = model.config
     if config.d_in != config.d_out:
         raise UserError(f"sparsify knows one width, but d_in = {config.d_in}, d_out = {config.d_out}; use --to saelens")
-    layout = TENSORS | (SKIP if config.skip else {})
-    save_tensors(folder / WEIGHTS, {layout[name].name: value for name, value in model.named_parameters()})
+    placements = {**TENSORS, **SKIP}
+    save_tensors(folder / WEIGHTS, {placements[name].name: value for name, value in model.named_parameters()})
     write_json(
         folder / CONFIG,
         {

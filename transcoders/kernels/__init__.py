@@ -35,6 +35,7 @@ from transcoders.kernels.latents import (
     check_groups,
     check_prefixes,
     concatenate,
+    select_entries,
 )
 
 _MODULES: dict[str, ModuleType] = {"reference": reference, "cpu": cpu}
@@ -57,6 +58,7 @@ __all__ = [
     "decode_nested",
     "groupmax_encode",
     "jumprelu_encode",
+    "select_entries",
     "squared_errors",
     "threshold_encode",
     "topk_encode",
@@ -70,7 +72,7 @@ def topk_encode(
     b_enc: Float[Tensor, "d_hidden"],
     k: int | Sequence[Group],
 ) -> SparseLatents:
-    """`relu(TopK_k(x W_encᵀ + b_enc))`: exactly `k` entries per token, or `k` of each group.
+    """Return `relu(TopK_k(x W_encᵀ + b_enc))`: exactly `k` entries per token, or `k` of each group.
 
     Differentiable in W_enc, b_enc and, where it requires a gradient, x.
     """
@@ -87,7 +89,7 @@ def batchtopk_encode(
     b_enc: Float[Tensor, "d_hidden"],
     k: int,
 ) -> SparseLatents:
-    """The `k · tokens` largest pre-activations of the batch (arXiv 2412.06410), after relu."""
+    """Return the `k · tokens` largest pre-activations of the batch, after relu (arXiv 2412.06410)."""
     check_encoder(x, W_enc, b_enc, k)
     latents: SparseLatents = _module(x).batchtopk_encode(x, W_enc, b_enc, k)
     return latents
@@ -99,7 +101,7 @@ def threshold_encode(
     b_enc: Float[Tensor, "d_hidden"],
     threshold: float | Float[Tensor, ""] | Float[Tensor, "d_hidden"],
 ) -> SparseLatents:
-    """`p · 1[p > threshold]` with `p = relu(x W_encᵀ + b_enc)`; a threshold of 0 is a plain relu.
+    """Return `p · 1[p > threshold]` with `p = relu(x W_encᵀ + b_enc)`; a threshold of 0 is a plain relu.
 
     No gradient reaches the threshold.
     """
@@ -117,7 +119,7 @@ def jumprelu_encode(
     threshold: Float[Tensor, "d_hidden"],
     bandwidth: float,
 ) -> JumpReLU:
-    """`p · 1[p > θ]` and its L0, with rectangle straight-through gradients to θ (2407.14435, eq. 11).
+    """Return `p · 1[p > θ]` and its L0, with rectangle straight-through gradients to θ (2407.14435, eq. 11).
 
     Entries within half a bandwidth below θ are stored, with value 0, for they too move θ.
     """
@@ -134,7 +136,7 @@ def groupmax_encode(
     b_enc: Float[Tensor, "d_hidden"],
     k: int,
 ) -> SparseLatents:
-    """Another selection than TopK: the winner of each of k groups of neighbouring latents."""
+    """Return the largest of each of k groups of neighbouring latents, after relu: a cheaper choice than TopK."""
     check_encoder(x, W_enc, b_enc, k)
     if len(W_enc) % k:
         raise ValueError(f"k = {k} groups do not divide d_hidden = {len(W_enc)}: change either")
@@ -143,10 +145,8 @@ def groupmax_encode(
 
 
 def decode(latents: SparseLatents, W_dec: Float[Tensor, "d_hidden d_out"]) -> Float[Tensor, "tokens d_out"]:
-    """`z W_dec`, without a bias; differentiable in the latents' values and in W_dec."""
-    check_decoder(latents, W_dec)
-    y_hat: Tensor = _module(W_dec).decode(latents, W_dec)
-    return y_hat
+    """Return `z W_dec`, without a bias; differentiable in the latents' values and in W_dec."""
+    return decode_nested(latents, W_dec, (latents.d_hidden,))[0]
 
 
 def decode_nested(
@@ -154,7 +154,7 @@ def decode_nested(
     W_dec: Float[Tensor, "d_hidden d_out"],
     prefixes: tuple[int, ...],
 ) -> Float[Tensor, "prefixes tokens d_out"]:
-    """`z[:, :m] W_dec[:m]` for every prefix `m`, for about the price of one decode.
+    """Return `z[:, :m] W_dec[:m]` for every prefix `m`, for about the price of one decode.
 
     Each latent is decoded into its own group only; a running sum over groups gives the prefixes.
     """
@@ -170,7 +170,7 @@ def squared_errors(
     target: Float[Tensor, "tokens d_out"],
     prefixes: tuple[int, ...] = (),
 ) -> SquaredErrors:
-    """The mean squared error of each prefix's reconstruction of `target` (no prefixes: of all latents).
+    """Return the mean squared error of each prefix's reconstruction of `target` (no prefixes: of all latents).
 
     It is `(target − decode_nested(…)).square().mean((1, 2))`, on CPU without its passes over
     `[prefixes, tokens, d_out]`. Subtract biases and a skip connection from the target: it is
@@ -198,7 +198,7 @@ def auxk(
     k_aux: int,
     variance: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
-    """How badly the top `k_aux` dead latents reconstruct the residual (1 is no help at all).
+    """Return how badly the top `k_aux` dead latents reconstruct the residual (1 is no help at all).
 
     The residual `y − ŷ` is a target: no gradient reaches it. The squared error is divided by the
     residual's variance (arXiv 2406.04093, A.2), or by `variance`, where `residual` is a part of a

@@ -36,21 +36,22 @@ def auxk(
         return loss
     encoder, decoder = _Rows.apply(W_enc, dead), _Rows.apply(W_dec, dead)
     latents = module.topk_encode(x, encoder, b_enc[dead], (Group(0, len(dead), k_aux),))
-    return (residual - module.decode(latents, decoder)).square().mean() / variance
+    (y_hat,) = module.decode_nested(latents, decoder, (len(dead),))
+    return (residual - y_hat).square().mean() / variance
 
 
 def variance_of(residual: Float[Tensor, "tokens d_out"]) -> Float[Tensor, ""]:
-    """Mean square about the mean token, over tokens and dimensions."""
+    """Return the mean square of `residual` about its mean token, over tokens and dimensions."""
     return _mean_square(residual - residual.mean(0))
 
 
 def _mean_square(values: Tensor) -> Tensor:
-    """`values.square().mean()` in one pass."""
+    """Return `values.square().mean()`, computed in one pass."""
     return torch.linalg.vector_norm(values).square() / values.numel()
 
 
 class _Fixed(NamedTuple):
-    """What AuxK has no gradient for."""
+    """Hold the arguments of AuxK to which no gradient flows."""
 
     residual: Tensor
     dead: Tensor
@@ -60,7 +61,7 @@ class _Fixed(NamedTuple):
 
 
 class _Dense(torch.autograd.Function):
-    """AuxK in five matmuls of tokens by dead latents.
+    """Compute AuxK in five matmuls of tokens by dead latents.
 
     Its only use is to be minimised, so the gradients are made at once, while what they need is there.
     """
@@ -95,7 +96,7 @@ class _Dense(torch.autograd.Function):
 
 
 class _Rows(torch.autograd.Function):
-    """`W[rows]`, with a gradient for these rows only instead of one that is zero elsewhere."""
+    """Return `W[rows]`, with a sparse gradient of these rows instead of one that is zero elsewhere."""
 
     @staticmethod
     def forward(ctx: Any, W: Tensor, rows: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class Columns(NamedTuple):
-    """The entries of a CSR ordered by latent (and by token within a latent)."""
+    """Hold the entries of a CSR in the order of latents (and of tokens within a latent)."""
 
     offsets: Int[Tensor, "d_hidden_plus_1"]
     order: Int[Tensor, "nnz"]  # position in the CSR
@@ -19,9 +19,9 @@ _columns_of: MutableMapping[Tensor, Columns] = WeakIdKeyDictionary()
 
 
 def columns_of(indices: Tensor, d_hidden: int, transpose: Callable[[Tensor, int], Columns]) -> Columns:
-    """What `transpose` says of `indices`, which the decoder's and the encoder's gradients both ask.
+    """Return `transpose(indices, d_hidden)`, computed once for the decoder's and the encoder's gradients.
 
-    It lives as long as the indices do.
+    The result lives as long as the indices do.
     """
     if indices not in _columns_of:
         _columns_of[indices] = transpose(indices, d_hidden)

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
 
 class Group(NamedTuple):
-    """Consecutive latents [start, stop), of which each token has k active."""
+    """Describe consecutive latents [start, stop), of which each token has k active."""
 
     start: int
     stop: int
@@ -18,7 +18,7 @@ class Group(NamedTuple):
 
 
 class SparseLatents(NamedTuple):
-    """Latents of a batch as CSR: row `t` holds the active latents of token `t`, ids ascending.
+    """Hold the latents of a batch as CSR: row `t` has the active latents of token `t`, ids ascending.
 
     `topk` and its approximations give exactly `k` entries per row; `batchtopk` and `threshold`
     give ragged rows. A stored value may be 0: TopK can select a negative pre-activation, which the
@@ -35,19 +35,19 @@ class SparseLatents(NamedTuple):
         return self.offsets.shape[0] - 1
 
     def rows(self) -> Int[Tensor, "nnz"]:
-        """The token that each entry belongs to."""
+        """Return the token that each entry belongs to."""
         tokens = torch.arange(self.tokens, device=self.offsets.device)
         # output_size spares CUDA a synchronisation.
         return tokens.repeat_interleave(self.offsets.diff(), output_size=self.indices.shape[0])
 
     def dense(self) -> Float[Tensor, "tokens d_hidden"]:
-        """The same latents as a dense matrix; differentiable in `values`."""
+        """Return the same latents as a dense matrix; differentiable in `values`."""
         dense = self.values.new_zeros(self.tokens, self.d_hidden)
         return dense.index_put((self.rows(), self.indices.long()), self.values)
 
 
 class SquaredErrors(NamedTuple):
-    """What `squared_errors` returns."""
+    """Hold what `squared_errors` returns."""
 
     errors: Float[Tensor, "prefixes"]
     """Mean squared error over tokens and dimensions of each prefix's reconstruction."""
@@ -56,18 +56,23 @@ class SquaredErrors(NamedTuple):
 
 
 def from_fixed_k(indices: Int[Tensor, "tokens k"], values: Float[Tensor, "tokens k"], d_hidden: int) -> SparseLatents:
-    """Rows of exactly `k` entries (ids already ascending) as `SparseLatents`."""
+    """Return rows of exactly `k` entries (ids already ascending) as `SparseLatents`."""
     return SparseLatents(fixed_offsets(indices), indices.reshape(-1), values.reshape(-1), d_hidden)
 
 
 def fixed_offsets(indices: Int[Tensor, "tokens k"]) -> Int[Tensor, "tokens_plus_1"]:
-    """Where the rows of exactly `k` entries begin, and the last ends."""
+    """Return where each row of exactly `k` entries begins, and where the last ends."""
     tokens, k = indices.shape
     return torch.arange(0, tokens * k + 1, k, device=indices.device)
 
 
+def offsets_of(counts: Int[Tensor, "n"] | Bool[Tensor, "n"]) -> Int[Tensor, "n_plus_1"]:
+    """Return where each of consecutive runs of ``counts`` entries begins, and where the last ends."""
+    return pad(counts.cumsum(0), (1, 0))
+
+
 def concatenate(groups: Sequence[SparseLatents]) -> SparseLatents:
-    """Latents of the same tokens side by side: each group's ids follow those of the group before."""
+    """Return the latents of the same tokens side by side: the ids of each group follow those of the one before."""
     if len(groups) == 1:
         return groups[0]
     counts = torch.stack([group.offsets.diff() for group in groups])
@@ -87,28 +92,31 @@ def concatenate(groups: Sequence[SparseLatents]) -> SparseLatents:
 
 
 def truncate(latents: SparseLatents, prefix: int) -> SparseLatents:
-    """Only the entries of latents below `prefix`."""
+    """Return only the entries of latents below `prefix`."""
     return latents if prefix == latents.d_hidden else between(latents, 0, prefix)
 
 
 def between(latents: SparseLatents, start: int, stop: int) -> SparseLatents:
-    """Only the entries of latents [start, stop), under their ids."""
-    kept = (latents.indices >= start) & (latents.indices < stop)
-    offsets = pad(kept.cumsum(0), (1, 0))[latents.offsets]
-    return SparseLatents(offsets, latents.indices[kept], latents.values[kept], latents.d_hidden)
+    """Return only the entries of latents [start, stop), under their ids."""
+    return select_entries(latents, (latents.indices >= start) & (latents.indices < stop))
+
+
+def select_entries(latents: SparseLatents, mask: Bool[Tensor, "nnz"]) -> SparseLatents:
+    """Return only the entries that `mask` marks, under their ids; differentiable in the values."""
+    offsets = offsets_of(mask)[latents.offsets]
+    return SparseLatents(offsets, latents.indices[mask], latents.values[mask], latents.d_hidden)
 
 
 def splits_of(
     offsets: Int[Tensor, "tokens_plus_1"], indices: Int[Tensor, "nnz"], prefixes: tuple[int, ...]
 ) -> Int[Tensor, "tokens groups_plus_1"]:
-    """Where each group of each token begins: ids ascend in a row, so its groups are consecutive.
+    """Return where each group of each token begins: ids ascend in a row, so its groups are consecutive.
 
     The last prefix must cover all entries.
     """
     borders = [offsets[:-1]]
     for size in prefixes[:-1]:
-        below = pad((indices < size).cumsum(0), (1, 0))[offsets]
-        borders.append(offsets[:-1] + below.diff())
+        borders.append(offsets[:-1] + offsets_of(indices < size)[offsets].diff())
     return torch.stack([*borders, offsets[1:]], 1)
 
 

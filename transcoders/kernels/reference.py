@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transcoders.kernels.latents import Group, SparseLatents, SquaredErrors, from_fixed_k
+from transcoders.kernels.latents import Group, SparseLatents, SquaredErrors, from_fixed_k, offsets_of
 
 
 def pre_activations(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Float[Tensor, "tokens d_hidden"]:
@@ -22,9 +22,9 @@ def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, groups: tuple[Group, ..
 
 def batchtopk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLatents:
     pre = pre_activations(x, W_enc, b_enc)
-    kept = torch.zeros_like(pre, dtype=torch.bool)
-    kept.view(-1)[pre.flatten().topk(k * len(x)).indices] = True
-    return _masked(pre, kept)
+    mask = torch.zeros_like(pre, dtype=torch.bool)
+    mask.view(-1)[pre.flatten().topk(k * len(x)).indices] = True
+    return _masked(pre, mask)
 
 
 def threshold_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: float | Tensor) -> SparseLatents:
@@ -51,10 +51,6 @@ def auxk(
     return (residual.detach() - z @ W_dec[dead]).square().mean() / variance
 
 
-def decode(latents: SparseLatents, W_dec: Tensor) -> Float[Tensor, "tokens d_out"]:
-    return latents.dense() @ W_dec
-
-
 def decode_nested(
     latents: SparseLatents, W_dec: Tensor, prefixes: tuple[int, ...]
 ) -> Float[Tensor, "prefixes tokens d_out"]:
@@ -67,6 +63,5 @@ def squared_errors(latents: SparseLatents, W_dec: Tensor, target: Tensor, prefix
     return SquaredErrors(residuals.square().mean((1, 2)), residuals[-1].detach())
 
 
-def _masked(pre: Tensor, kept: Tensor) -> SparseLatents:
-    offsets = torch.nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
-    return SparseLatents(offsets, kept.nonzero()[:, 1], pre[kept].relu(), pre.shape[1])
+def _masked(pre: Tensor, mask: Tensor) -> SparseLatents:
+    return SparseLatents(offsets_of(mask.sum(1)), mask.nonzero()[:, 1], pre[mask].relu(), pre.shape[1])

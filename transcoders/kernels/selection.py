@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from transcoders.kernels.latents import fixed_offsets, offsets_of
+
 Selected = tuple[Tensor, Tensor, Tensor]  # offsets, indices, values after the relu
 # least [d_hidden] → counts per row, ids and values of the pre-activations above it
 Above = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -17,7 +19,7 @@ def largest_of_batch(
     above: Above,
     b_enc: Float[Tensor, "d_hidden"] | None = None,
 ) -> Selected:
-    """The `k · tokens` largest of `products`, plus `b_enc` where it is given, exactly.
+    """Select exactly the `k · tokens` largest of `products`, to which `b_enc` is added where it is given.
 
     A sample of the tokens suggests a bound that a few more than wanted reach, and only these are
     sorted. Where too few reach it (tokens differ much), a lower bound follows; the last takes all.
@@ -35,33 +37,24 @@ def largest_of_batch(
         counts, indices, values = above(least.expand(d_hidden))
         if len(values) >= wanted:
             break
-    kept = torch.zeros_like(values, dtype=torch.bool)
-    kept[values.topk(wanted, sorted=False).indices] = True
-    offsets = offsets_of(kept)[offsets_of(counts)]
-    return offsets, indices[kept], values[kept].relu_()
+    mask = torch.zeros_like(values, dtype=torch.bool)
+    mask[values.topk(wanted, sorted=False).indices] = True
+    offsets = offsets_of(mask)[offsets_of(counts)]
+    return offsets, indices[mask], values[mask].relu_()
 
 
 def groupmax(pre: Float[Tensor, "tokens d_hidden"], k: int) -> Selected:
-    """The winner of each of k groups of neighbouring latents."""
+    """Select the largest of each of k groups of neighbouring latents."""
     tokens, d_hidden = pre.shape
     values, winners = pre.view(tokens, k, d_hidden // k).max(2)
     ids = winners + torch.arange(0, d_hidden, d_hidden // k, device=pre.device)
-    return _fixed_k(ids, values)
+    # Sums are float32 at least, also of bfloat16 products.
+    wide = torch.promote_types(values.dtype, torch.float32)
+    return fixed_offsets(ids), ids.view(-1), values.to(wide).relu().view(-1)
 
 
 def rows_of(splits: Int[Tensor, "tokens groups_plus_1"], nnz: int) -> Int[Tensor, "nnz"]:
-    """The row of `[groups · tokens, d]` that each entry belongs to."""
+    """Return the row of `[groups · tokens, d]` that each entry belongs to."""
     tokens, groups = splits.shape[0], splits.shape[1] - 1
     row_of_bag = torch.arange(groups * tokens, device=splits.device).view(groups, tokens).T
     return row_of_bag.reshape(-1).repeat_interleave(splits.diff().view(-1), output_size=nnz)
-
-
-def offsets_of(counts: Int[Tensor, "n"]) -> Int[Tensor, "n_plus_1"]:
-    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-
-
-def _fixed_k(ids: Tensor, values: Tensor) -> Selected:
-    offsets = torch.arange(0, ids.numel() + 1, ids.shape[1], device=ids.device)
-    # Sums are float32 at least, also of bfloat16 products.
-    wide = torch.promote_types(values.dtype, torch.float32)
-    return offsets, ids.view(-1), values.to(wide).relu().view(-1)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from transcoders.core.errors import UserError
 from transcoders.core.files import read_json, replacing, sha256_of, write_json
+from transcoders.core.hub import commit_of
 from transcoders.core.inputs import is_local
 from transcoders.core.provenance import PROVENANCE
 from transcoders.core.tensors import save_tensors
@@ -105,9 +106,10 @@ def _download(settings: ModelSettings, folder: Path) -> dict[str, str]:
 
     name = settings.name
     try:
+        commit = commit_of("model", "model.name", name, settings.revision)
         snapshot_download(
             name,
-            revision=settings.revision,
+            revision=commit,
             local_dir=folder,
             allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt"],
         )
@@ -127,14 +129,14 @@ def _download(settings: ModelSettings, folder: Path) -> dict[str, str]:
             f"({type(error).__name__}); check the connection, or use {PACKAGED!r}, which needs none"
         ) from error
     shutil.rmtree(folder / ".cache", ignore_errors=True)
-    return {"source": "hub"}
+    return {"source": "hub", "commit": commit}
 
 
 def _pretrained(kind: Any, folder: Path, **options: Any) -> Any:
     """Never by code that lies in the folder: without the option, transformers asks whether to run it."""
     try:
         return kind.from_pretrained(folder, trust_remote_code=False, **options)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"model.name: the model in {folder} cannot be loaded ({reason}); remove the folder and run "
@@ -143,16 +145,35 @@ def _pretrained(kind: Any, folder: Path, **options: Any) -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a fetched model; it must know a BOS token."""
-    tokenizer = _pretrained(AutoTokenizer, folder)
-    if tokenizer.bos_token_id is None:
-        raise UserError(f"model.name: the tokenizer in {folder} has no BOS token, which contexts need")
-    return tokenizer
+    """Load the tokenizer of a fetched model."""
+    return _pretrained(AutoTokenizer, folder)
 
 
-def load_model(folder: Path, device: torch.device) -> Any:
-    """Load a fetched model as its Hugging Face class, in float32."""
-    model = _pretrained(AutoModelForCausalLM, folder, dtype=torch.float32)
+def load_model(folder: Path, device: torch.device, attention: str | None = None) -> Any:
+    """Load a fetched model as its Hugging Face class, in float32, every weight of it from the folder's files.
+
+    ``attention`` is transformers' name of an implementation; None takes the model's default.
+
+    Raises:
+        UserError: it cannot be loaded, or its files hold fewer, more or other weights than its class has.
+    """
+    model, report = _pretrained(
+        AutoModelForCausalLM, folder, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
+    )
+    # transformers would draw missing weights at random, and leave out those that it does not know.
+    faults = {
+        "missing": report["missing_keys"],
+        "of another shape": {name for name, *_ in report["mismatched_keys"]},
+        "unknown to it": report["unexpected_keys"],
+    }
+    for fault, names in faults.items():
+        if names:
+            first, *others = sorted(names)
+            more = f" and {len(others)} more" if others else ""
+            raise UserError(
+                f"model.name: the weights in {folder} are not those of a {type(model).__name__}: {first}{more}, "
+                f"{fault}; correct the model's files, or choose another model"
+            )
     return model.to(device).eval()
 
 
@@ -168,18 +189,19 @@ def load_bridge(folder: Path, device: torch.device) -> Any:
     """
     from transformer_lens.model_bridge import TransformerBridge
 
+    model, tokenizer = load_model(folder, device), load_tokenizer(folder)
     try:
         bridge: Any = TransformerBridge.boot_transformers(
-            str(folder), dtype=torch.float32, device=str(device), trust_remote_code=False
+            str(folder), hf_model=model, tokenizer=tokenizer, dtype=torch.float32, device=str(device)
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"model.name: TransformerLens cannot load the model in {folder} ({reason}); "
-            "remove the folder and run `dvc repro model`, or choose another model"
+            f"model.name: TransformerLens cannot run the {type(model).__name__} in {folder} ({reason}); "
+            "choose another model"
         ) from error
     bridge.eval()
-    if getattr(bridge.original_model.config, "attn_logit_softcapping", None) is None:
+    if getattr(model.config, "attn_logit_softcapping", None) is None and model._supports_sdpa:
         _use_native_attention(bridge)
     return bridge
 

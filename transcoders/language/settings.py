@@ -11,7 +11,7 @@ class ModelSettings(Settings):
     name: str = Field(min_length=1)
     """``gemma-3-270m`` (comes as a Python package, no account needed), a Hub id or a folder."""
     revision: str | None = None
-    """Branch, tag or commit on the Hub; null takes the default branch."""
+    """Branch, tag or commit on the Hub; null takes the default branch. The commit that this is then is recorded."""
 
 
 class HookSettings(Settings):

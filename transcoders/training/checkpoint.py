@@ -20,7 +20,7 @@ CHECKSUM = "crc32"
 
 
 class Part(Protocol):
-    """Something that a run consists of, and that can be put back to where it was."""
+    """Describe something that a run consists of, and that can be put back to where it was."""
 
     def state_dict(self) -> Mapping[str, Any]:
         """Return tensors, and what JSON can hold, by name."""
@@ -30,21 +30,21 @@ class Part(Protocol):
 
 
 class Content(NamedTuple):
-    """What a checkpoint holds: tensors by ``<part>.<name>``, and values by part and name."""
+    """Hold what was read from a checkpoint: tensors by ``<part>.<name>``, and values by part and name."""
 
     tensors: dict[str, Tensor]
     values: dict[str, dict[str, Any]]
 
 
 class CheckpointFile:
-    """The file that a run continues from, of which every process sees the same."""
+    """Write and read the file that a run continues from, of which every process sees the same."""
 
     def __init__(self, path: Path, sharing: Sharing, *, writes: bool = True) -> None:
         """Name the file, which need not exist; where not this process ``writes`` it, ``save`` does nothing."""
         self.path, self._sharing, self._writes = path, sharing, writes
 
     def save(self, parts: Mapping[str, Part], owners: Mapping[str, Transcoder]) -> None:
-        """Write all ``parts``, whole or not at all; ``owners`` are the models whose latents a part's rows are."""
+        """Write all ``parts``, or nothing; ``owners`` are the models whose latents a part's rows are."""
         if not self._writes:
             return
         tensors: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""What a run shows of itself: a row every so many steps, and the best weights so far."""
+"""The history of a run: a row every so many steps, and the best weights so far."""
 
 from typing import Any
 
@@ -8,10 +8,9 @@ from torch import Tensor
 from transcoders.activations.reader import Batch
 from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.distributed.ranks import Team
 from transcoders.training.phases import PhasePlan
 from transcoders.training.settings import TrainSettings
-from transcoders.training.sharing import Sharing
+from transcoders.training.sharing import Processes, Sharing
 from transcoders.training.state import State
 from transcoders.training.step import SUMMED
 
@@ -34,7 +33,7 @@ COLUMNS = (
 
 
 class History:
-    """Rows with the keys ``COLUMNS``; validation_nmse is None except where it was measured."""
+    """Collect rows with the keys ``COLUMNS``; validation_nmse is None except where it was measured."""
 
     def __init__(self, settings: TrainSettings, batches_per_epoch: int, sharing: Sharing) -> None:
         """Begin without rows."""
@@ -98,7 +97,7 @@ def metrics_of(rows: list[dict[str, Any]], best_step: int, best_nmse: float) -> 
 
 
 class Best:
-    """The weights with the lowest validation error, sought in the last phase."""
+    """Hold the weights with the lowest validation error, sought in the last phase."""
 
     def __init__(self) -> None:
         """Begin with none."""
@@ -122,7 +121,7 @@ class Best:
 
 
 @torch.no_grad()
-def validation_nmse(model: Transcoder, batches: list[Batch], data: Team) -> float:
+def validation_nmse(model: Transcoder, batches: list[Batch], data: Processes) -> float:
     """Return the mean squared error on ``batches``, which are divided among ``data``, in normalised units."""
     total, tokens = 0.0, 0
     for batch in batches:

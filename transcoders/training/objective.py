@@ -27,7 +27,7 @@ Minimum = Callable[[Tensor], Tensor]
 
 
 class Losses(NamedTuple):
-    """The losses of some tokens (normalised units), and the latents that made them."""
+    """Hold the losses of some tokens (normalised units), and the latents that made them."""
 
     total: Float[Tensor, ""]
     """What is minimised, AuxK and penalties on weights excepted."""
@@ -39,7 +39,7 @@ class Losses(NamedTuple):
 
 
 class Objective:
-    """The losses of a transcoder, or of the part that a phase trains, as ``variant`` and ``settings`` want them.
+    """Compute the losses of a transcoder, or of the part that a phase trains, as ``variant`` and ``settings`` ask.
 
     ``pressure``, the weight of the sparsity penalty, is the only state (a checkpoint keeps it).
     """
@@ -65,7 +65,7 @@ class Objective:
     ) -> Losses:
         """Return the losses of normalised ``x`` and ``y``.
 
-        ``bound`` is the threshold that ``batch_bound`` found for the whole batch, if ``x`` is a part of one;
+        ``bound`` is the threshold that ``batch_bound`` found for the full batch, if ``x`` is a part of one;
         ``generator`` draws the prefixes, where they are sampled.
         """
         model = self.model
@@ -91,7 +91,7 @@ class Objective:
         dead: Int[Tensor, "dead"],
         variance: Float[Tensor, ""],
     ) -> Float[Tensor, ""]:
-        """Return AuxK of the ``dead`` latents over ``variance``, that of the whole batch's residual."""
+        """Return AuxK of the ``dead`` latents over ``variance``, that of the full batch's residual."""
         narrow = self._aux_in_bf16 and self._sharing.processes == 1
         return self._sharing.auxk(self.model, x.bfloat16() if narrow else x, residual, dead, variance)
 

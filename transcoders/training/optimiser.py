@@ -16,7 +16,7 @@ NEIGHBOURS_EVERY = 50
 
 
 class Adam:
-    """Adam (arXiv 1412.6980) with clipping; decoder rows move on the unit sphere."""
+    """Take steps of Adam (arXiv 1412.6980) with clipping; decoder rows move on the unit sphere."""
 
     def __init__(self, model: Transcoder, sharing: Sharing = HERE, slow_rows: int = 0, slow_rate: float = 1.0) -> None:
         """Start with zero moments; what requires no gradient stays as it is.

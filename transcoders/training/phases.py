@@ -15,7 +15,7 @@ from transcoders.training.start import Start, initialise_
 
 
 class PhasePlan(NamedTuple):
-    """Some consecutive steps with one set of trained latents and one course of the learning rate."""
+    """Describe some consecutive steps with one set of trained latents and one course of the learning rate."""
 
     number: int
     """From 1."""
@@ -29,12 +29,12 @@ class PhasePlan(NamedTuple):
 
     @property
     def last_step(self) -> int:
-        """The step before which the phase ends."""
+        """Return the step before which the phase ends."""
         return self.first_step + self.steps
 
     @property
     def trained(self) -> slice:
-        """The latents that the phase moves."""
+        """Return the latents that the phase moves."""
         return slice(self.new if self.frozen else 0, self.stop)
 
 
@@ -64,7 +64,7 @@ def phase_plans(config: TranscoderConfig, variant: VariantSettings, steps: int) 
 
 
 class Phase:
-    """The parts that the steps of one phase work with: they are made anew when the next begins.
+    """Hold the parts that the steps of one phase work with; they are made anew when the next begins.
 
     A phase trains ``part``, which shares the weights of the model, on what ``base``, the frozen earlier latents,
     leave of y.

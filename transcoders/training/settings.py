@@ -18,7 +18,7 @@ DEFAULT_K_SHARES = (0.5, 0.6875, 0.8125, 0.90625, 1.0)
 
 
 class VariantSettings(Settings):
-    """What kind of transcoder a run trains, and how it differs from ``train``."""
+    """Say what kind of transcoder a run trains, and how it differs from ``train``."""
 
     encoder: Literal["topk", "groupmax", "batchtopk", "jumprelu", "relu"] = "topk"
     skip: bool = False
@@ -35,21 +35,21 @@ class VariantSettings(Settings):
     prefix_weights: Weights = ()
     """Of each prefix's error in the loss; equal if not given."""
     sampled_prefixes: int = Field(default=0, ge=0)
-    """Draw so many prefixes anew at every step (and take the whole), instead of ``prefixes``."""
+    """Draw so many prefixes anew at every step (and take all latents), instead of ``prefixes``."""
     stop_gradient: bool = False
     """Each group fits what the groups before it leave, without moving them."""
 
     training: Literal["joint", "progressive"] = "joint"
     """All latents at once, or one group after another (progressive latent training)."""
     phase_fractions: Shares = ()
-    """Share of the tokens for each stage of progressive training; equal if not given."""
+    """Share of the tokens for each phase of progressive training; equal if not given."""
     previous_lr_scale: float = Field(default=0.0, ge=0, le=1)
-    """Learning rate of earlier stages' latents, relative; 0 freezes them."""
+    """Learning rate of earlier phases' latents, relative; 0 freezes them."""
     joint_finish: float = Field(default=0.0, ge=0, lt=1)
     """Share of the tokens, at the end, for which progressive training trains all latents jointly."""
 
     orthogonality: Literal["none", "penalty", "projection"] = "none"
-    """Keeps a stage's decoder rows apart from earlier ones; without stages: all rows (OrtSAE, 2509.22033)."""
+    """Keeps a phase's decoder rows apart from earlier ones; without phases: all rows (OrtSAE, 2509.22033)."""
     orthogonality_coefficient: float = Field(default=0.01, ge=0)
     """Weight of the penalty."""
     orthogonality_neighbours: int = Field(default=4, gt=0)
@@ -82,11 +82,11 @@ class VariantSettings(Settings):
         return self
 
     def sizes(self, d_hidden: int) -> tuple[int, ...]:
-        """Prefix sizes of ``d_hidden`` latents."""
+        """Return the prefix sizes of ``d_hidden`` latents."""
         return tuple(max(1, round(share * d_hidden)) for share in self.prefixes)
 
     def ks(self, k: int) -> tuple[int, ...]:
-        """Active latents within each prefix: at least one more in each."""
+        """Return the active latents within each prefix: at least one more in each."""
         shares = self.prefix_k or (DEFAULT_K_SHARES if self.prefixes else ())
         result: list[int] = []
         for left, share in zip(range(len(shares) - 1, -1, -1), shares, strict=True):
@@ -96,7 +96,7 @@ class VariantSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """Sizes, optimisation and bookkeeping, shared by all variants."""
+    """Hold sizes, optimisation and bookkeeping, which all variants share."""
 
     d_hidden: DHidden = "8x"
     """Number of latents F, or a multiple of d_model such as ``8x``."""
@@ -106,17 +106,17 @@ class TrainSettings(Settings):
     batch_size: int = Field(default=512, gt=0)
     """Tokens per step."""
     micro_batch_size: int | None = Field(default=None, gt=0)
-    """Tokens per forward pass, gradients being accumulated to a step; null is the whole batch.
+    """Tokens per forward pass, gradients being accumulated to a step; null is the full batch.
 
     When memory runs out it is halved, with the same result (to the rounding of sums; bfloat16's, of AuxK in it).
     """
     learning_rate: float = Field(default=7e-4, gt=0)
     warmup: float = Field(default=0.05, ge=0, le=1)
-    """Share of the steps (of each stage) over which the learning rate rises linearly."""
+    """Share of the steps (of each phase) over which the learning rate rises linearly."""
     decay: float = Field(default=0.2, ge=0, le=1)
-    """Share of the steps (of each stage), at the end, over which the rate falls linearly to zero."""
+    """Share of the steps (of each phase), at the end, over which the rate falls linearly to zero."""
     gradient_clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the whole gradient."""
+    """Largest norm of the full gradient."""
     lambda_sparsity: float = Field(default=0.0, ge=0)
     """Weight of an L1 penalty on the latents (sum over latents, mean over tokens).
 
@@ -142,7 +142,7 @@ class TrainSettings(Settings):
 
 
 class CheckpointSettings(Settings):
-    """How often training saves its state; it decides no result."""
+    """Say how often training saves its state; it decides no result."""
 
     every: int = Field(default=200, gt=0)
     """Steps between two checkpoints, from which an interrupted run continues."""

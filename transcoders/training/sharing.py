@@ -5,6 +5,7 @@ The objective, the optimiser and checkpoints ask this one object for what needs 
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -20,8 +21,28 @@ Owners = Mapping[str, Transcoder]
 """Name of a tensor -> the model, or the part of one, whose latents its rows are if it has a row for each."""
 
 
+class Processes(Protocol):
+    """Describe what training asks of the processes that divide its tokens or latents."""
+
+    @property
+    def size(self) -> int:
+        """Return the number of processes."""
+
+    def share(self, count: int) -> slice:
+        """Return this process's part of ``count`` consecutive things."""
+
+    def sum_(self, value: Tensor) -> Tensor:
+        """Replace ``value`` by its sum over the processes."""
+
+    def total(self, number: int, device: torch.device) -> int:
+        """Return the sum of a number over the processes."""
+
+    def kth_largest(self, values: Float[Tensor, "here"], k: int) -> Float[Tensor, ""]:
+        """Return the k-th largest of the non-negative ``values`` of all processes."""
+
+
 class Sharing:
-    """All latents lie here: nothing needs to be asked of other processes."""
+    """Answer for latents that all lie here: nothing needs to be asked of other processes."""
 
     processes = 1
 
@@ -67,7 +88,7 @@ class Sharing:
         dead: Int[Tensor, "dead"],
         variance: Float[Tensor, ""],
     ) -> Float[Tensor, ""]:
-        """Return AuxK of the ``dead`` latents, ``variance`` being that of the whole batch's residual."""
+        """Return AuxK of the ``dead`` latents, ``variance`` being that of the full batch's residual."""
         k_aux = min(model.config.d_out // 2, len(dead))
         weights = (model.W_enc, model.b_enc, model.W_dec)
         return kernels.auxk(x, residual, *weights, dead, k_aux, variance=variance)
@@ -81,7 +102,7 @@ class Sharing:
         model.save(folder)
 
     def save(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], owners: Owners) -> None:
-        """Write named ``tensors`` of all latents to ``path``, whole or not at all."""
+        """Write named ``tensors`` of all latents to ``path``, or nothing."""
         save_tensors(path, tensors, metadata)
 
     def here(self, name: str, tensor: Tensor, owner: Transcoder) -> Tensor:

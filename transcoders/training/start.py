@@ -18,7 +18,7 @@ SMALLEST_SCALE = 1e-3  # of the encoder, should its first directions not help at
 
 
 class Statistics(NamedTuple):
-    """Means and scales of raw training activations."""
+    """Hold the means and scales of raw training activations."""
 
     x_mean: Float[Tensor, "d_in"]
     y_mean: Float[Tensor, "d_out"]
@@ -28,7 +28,7 @@ class Statistics(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What latents are initialised from: statistics of the activations, and a raw sample of them."""
+    """Hold what latents are initialised from: statistics of the activations, and a raw sample of them."""
 
     statistics: Statistics
     sample: Batch

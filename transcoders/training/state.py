@@ -1,5 +1,7 @@
 """How far a run is, and what it has counted on the way."""
 
+import time
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -11,7 +13,7 @@ Values = dict[str, Tensor | int | float]
 
 
 class State:
-    """The number of steps taken, when each latent fired last, and sums of the losses since the last row of history."""
+    """Hold the number of steps taken, when each latent fired last, and sums of the losses since the last row."""
 
     def __init__(self, d_hidden: int, tokens_per_step: int, device: torch.device) -> None:
         """Begin at step 0 with ``d_hidden`` latents, none of which has been silent yet."""
@@ -22,6 +24,7 @@ class State:
         self.seconds = self.seconds_waited = 0.0
         """Of training, interruptions not counted; of these, waiting for data."""
         self._tokens_per_step = tokens_per_step
+        self._last_tick: float | None = None
 
     def dead(self, plan: PhasePlan, after_tokens: int) -> Int[Tensor, "dead"]:
         """Return the latents, counted from the first that ``plan`` trains, that have been silent for longer."""
@@ -34,6 +37,13 @@ class State:
         self.since_fired += self._tokens_per_step
         self.since_fired[plan.trained].masked_fill_(report.fired, 0)
         self.sums += torch.stack([value.double() for value in report.summed()])
+
+    def tick(self) -> None:
+        """Add the time since the last tick to ``seconds``; the first tick of a process only starts the clock."""
+        now = time.perf_counter()
+        if self._last_tick is not None:
+            self.seconds += now - self._last_tick
+        self._last_tick = now
 
     def state_dict(self) -> Values:
         """Return everything."""

@@ -25,8 +25,8 @@ SUMMED = ("loss", "nmse", "aux_loss", "l0", "l1", "gradient_norm")
 SMALLEST_MICRO_BATCH = 16
 
 
-class Losses(NamedTuple):
-    """What the backward passes of a batch leave beside the gradients; losses are means over the batch."""
+class BatchLosses(NamedTuple):
+    """Hold what the backward passes of a batch leave beside the gradients; losses are means over the batch."""
 
     loss: Float[Tensor, ""]
     nmse: Float[Tensor, ""]
@@ -38,7 +38,7 @@ class Losses(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a step saw."""
+    """Hold what a step saw."""
 
     loss: Float[Tensor, ""]
     nmse: Float[Tensor, ""]
@@ -56,7 +56,7 @@ class Report(NamedTuple):
 
 
 class Stepper:
-    """Takes the steps of a run; its only state is how many tokens fit in memory at a time."""
+    """Take the steps of a run; the only state is how many tokens fit in memory at a time."""
 
     def __init__(
         self, settings: TrainSettings, seed: int, device: torch.device, ranks: Ranks, sharing: Sharing
@@ -87,7 +87,7 @@ class Stepper:
         phase.constrain_(step, dead, settings.dead_boost)
         return self._report(phase, losses, norm, rate)
 
-    def gradients(self, phase: Phase, batch: Batch, number: int, dead: Tensor) -> Losses:
+    def gradients(self, phase: Phase, batch: Batch, number: int, dead: Tensor) -> BatchLosses:
         """Leave the batch's gradients in the phase's part, from micro-batches that are halved until memory suffices."""
         while True:
             phase.part.zero_grad()
@@ -112,12 +112,12 @@ class Stepper:
         self.micro_batch_size //= 2
         log.warning("out of memory: %d tokens at a time from here on, same result", self.micro_batch_size)
 
-    def _backward(self, phase: Phase, batch: Batch, number: int, dead: Tensor) -> Losses:
+    def _backward(self, phase: Phase, batch: Batch, number: int, dead: Tensor) -> BatchLosses:
         """Add up the gradients of the reconstruction, of AuxK and of the penalty on weights."""
         settings, objective, tokens = self._settings, phase.objective, self._settings.batch_size
         xs = batch.x.split(self.micro_batch_size)
         ys, base_l0 = self._without_base(phase, xs, batch.y.split(self.micro_batch_size))
-        bound = batch_bound(phase.part, list(xs), tokens, self._ranks)
+        bound = batch_bound(phase.part, list(xs), tokens, self._ranks.world, self._sharing.processes)
         with_aux = bool(settings.aux_coefficient and self._sharing.total(len(dead), batch.x.device))
         loss, nmse, l1 = (batch.x.new_zeros(()) for _ in range(3))
         residuals, latents = [], []
@@ -139,7 +139,7 @@ class Stepper:
         if penalty is not None:
             penalty.backward()
             loss = loss + penalty.detach()
-        return Losses(loss, nmse, aux, l1, latents, base_l0)
+        return BatchLosses(loss, nmse, aux, l1, latents, base_l0)
 
     @torch.no_grad()
     def _without_base(
@@ -177,7 +177,7 @@ class Stepper:
         return aux
 
     def _variance(self, residual: Tensor) -> Float[Tensor, ""]:
-        """Return the variance of the whole batch's residual."""
+        """Return the variance of the full batch's residual."""
         if self._ranks.data.size == 1:
             return variance_of(residual)
         tokens = self._settings.batch_size
@@ -189,7 +189,7 @@ class Stepper:
         return torch.Generator().manual_seed((self._seed * 1_000_003 + number) * 2 + purpose)
 
     @torch.no_grad()
-    def _report(self, phase: Phase, losses: Losses, norm: Tensor, rate: float) -> Report:
+    def _report(self, phase: Phase, losses: BatchLosses, norm: Tensor, rate: float) -> Report:
         """Add up over processes what fired, and let the objective react to the L0."""
         count = len(phase.part.b_enc)
         l0 = losses.loss.new_zeros(())

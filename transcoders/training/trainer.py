@@ -1,7 +1,6 @@
 """Training one transcoder: take a step, now and then look at held-out tokens or write a checkpoint."""
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Job(NamedTuple):
-    """What to train, on what, and where it is saved on the way."""
+    """Say what to train, on what, and where it is saved on the way."""
 
     config: TranscoderConfig
     settings: TrainSettings
@@ -46,7 +45,7 @@ class Job(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a finished run leaves."""
+    """Hold what a finished run leaves."""
 
     model: Transcoder
     """With its last weights; of several slices, the one that lies here."""
@@ -72,7 +71,7 @@ class Result(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """What happens after which step; steps are counted from 1 once they are taken."""
+    """Say what happens after which step; steps are counted from 1 once they are taken."""
 
     phases: list[PhasePlan]
     steps: int
@@ -85,15 +84,15 @@ class Schedule(NamedTuple):
         return next(plan for plan in self.phases if number < plan.last_step)
 
     def validates(self, step: int) -> bool:
-        """Whether held-out tokens are looked at: every so many steps, and at the end of each phase."""
+        """Say whether held-out tokens are looked at: every so many steps, and at the end of each phase."""
         return step % self.validate_every == 0 or any(step == plan.last_step for plan in self.phases)
 
     def logs(self, step: int) -> bool:
-        """Whether the history gets a row."""
+        """Say whether the history gets a row."""
         return step % self.log_every == 0 or self.validates(step)
 
     def saves(self, step: int) -> bool:
-        """Whether a checkpoint is written."""
+        """Say whether a checkpoint is written."""
         return step % self.save_every == 0 or step == self.steps
 
 
@@ -124,7 +123,7 @@ def schedule_of(job: Job) -> Schedule:
 
 
 class Trainer:
-    """The parts of one run, each of which can be saved and put back, and the loop over its steps."""
+    """Hold the parts of one run, each of which can be saved and put back, and loop over its steps."""
 
     def __init__(self, job: Job) -> None:
         """Make the model and all parts of the run at their start.
@@ -166,6 +165,7 @@ class Trainer:
                 if job.ranks.first:
                     on_validation(self.history)
             if schedule.saves(state.step):
+                state.tick()  # a run that was killed after its last step still knows what that step took
                 self._checkpoint().save(self._parts(), self._owners())
         best, rows = self.best, self.history.rows
         outcome = (rows, best.weights, best.step, best.nmse, state.seconds, state.seconds_waited)
@@ -202,12 +202,13 @@ class Trainer:
         )
         batches = job.reader.batches(state.step)
         with bar:
+            state.tick()
             while state.step < self.schedule.steps:
-                began, waited = time.perf_counter(), job.reader.seconds_waited
+                waited = job.reader.seconds_waited
                 batch = next(batches)
                 state.seconds_waited += job.reader.seconds_waited - waited
                 yield Batch(batch.x / config.input_scale, batch.y / config.output_scale)
-                state.seconds += time.perf_counter() - began
+                state.tick()
                 bar.update(tokens)
                 if self.history.rows and (row := self.history.rows[-1])["step"] == state.step:
                     bar.set_postfix({"loss": f"{row['loss']:.4f}", "dead": f"{row['dead_fraction']:.1%}"})

@@ -17,8 +17,16 @@ from torch import Tensor
 from transcoders.kernels.columns import columns_of
 from transcoders.kernels.cpu import loops, selection
 from transcoders.kernels.cpu.linear import linear
-from transcoders.kernels.latents import Group, SparseLatents, SquaredErrors, fixed_offsets, splits_of, truncate
-from transcoders.kernels.selection import Selected, groupmax, largest_of_batch, offsets_of
+from transcoders.kernels.latents import (
+    Group,
+    SparseLatents,
+    SquaredErrors,
+    fixed_offsets,
+    offsets_of,
+    splits_of,
+    truncate,
+)
+from transcoders.kernels.selection import Selected, groupmax, largest_of_batch
 
 # Bytes of pre-activations that exist at a time: enough for the matmul to run at full speed, few enough for the
 # selection to find them in cache, and for the allocator to give the same pages again.
@@ -33,7 +41,7 @@ class Encoder(NamedTuple):
     b_enc: Float[Tensor, "d_hidden"]
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Pre-activations of some rows at a time."""
+        """Yield the pre-activations of some rows at a time, and which rows they are."""
         size = max(64, CHUNK_BYTES // (len(self.W_enc) * self.x.element_size()))
         for start in range(0, len(self.x), size):
             rows = slice(start, min(start + size, len(self.x)))
@@ -65,7 +73,12 @@ def threshold_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: float |
 
 
 def groupmax_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLatents:
-    return _encode(x, W_enc, b_enc, lambda e: _select_rows(e, lambda pre: groupmax(pre, k)))
+    def winners(encoder: Encoder) -> Selected:
+        parts = [groupmax(pre, k) for _, pre in encoder.chunks()]
+        _, indices, values = (torch.cat(part) for part in zip(*parts, strict=True))
+        return torch.arange(0, len(indices) + 1, k), indices, values
+
+    return _encode(x, W_enc, b_enc, winners)
 
 
 def keep_largest_(pre: Tensor, k: int) -> None:
@@ -75,10 +88,6 @@ def keep_largest_(pre: Tensor, k: int) -> None:
         wide = pre.float()
         selection.keep_largest_(wide, k)
         pre.copy_(wide)
-
-
-def decode(latents: SparseLatents, W_dec: Tensor) -> Float[Tensor, "tokens d_out"]:
-    return decode_nested(latents, W_dec, (latents.d_hidden,))[0]
 
 
 def decode_nested(
@@ -98,7 +107,7 @@ def squared_errors(latents: SparseLatents, W_dec: Tensor, target: Tensor, prefix
 
 
 def _encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, select: Select) -> SparseLatents:
-    """Encode with any selection; the gradient flows through the selected entries only."""
+    """Encode with the selection `select`; the gradient flows through the selected entries only."""
     # Few CPUs have instructions for bfloat16, and its products would be rounded: a narrow x is widened.
     offsets, indices, values = _Encode.apply(x.to(W_enc.dtype), W_enc, b_enc, select)
     return SparseLatents(offsets, indices, values, len(W_enc))
@@ -129,12 +138,7 @@ class _Encode(torch.autograd.Function):
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        offsets: Tensor,
-        indices: Tensor,
-        values: Tensor,
-        W_dec: Tensor,
-        prefixes: tuple[int, ...],
+        ctx: Any, offsets: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor, prefixes: tuple[int, ...]
     ) -> Tensor:
         splits = splits_of(offsets, indices, prefixes)
         ctx.save_for_backward(splits, indices, values, W_dec)
@@ -152,7 +156,7 @@ class _Decode(torch.autograd.Function):
 
 
 class _SquaredErrors(torch.autograd.Function):
-    """Decoding and loss in one: each reconstruction is compared while it is in cache."""
+    """Decode and compare in one loop: each reconstruction meets its target while it is in cache."""
 
     @staticmethod
     def forward(
@@ -186,7 +190,7 @@ class _SquaredErrors(torch.autograd.Function):
 def _decoder_gradients(
     splits: Tensor, indices: Tensor, values: Tensor, grad: Tensor, W_dec: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """From the gradient of each group's reconstruction `[groups, tokens, d_out]`."""
+    """Return the gradients of values and W_dec, from those of the groups' reconstructions `[groups, tokens, d_out]`."""
     columns, rows = columns_of(indices, len(W_dec), loops.transpose), loops.rows(splits, len(indices))
     gradients: tuple[Tensor, Tensor] = loops.decoder_gradients(
         columns, rows, values.contiguous(), grad.flatten(0, 1), W_dec
@@ -195,15 +199,7 @@ def _decoder_gradients(
 
 
 def _select_above(encoder: Encoder, least: Tensor) -> Selected:
-    """Entries above `least [d_hidden]`, itself at least 0."""
+    """Return the entries above `least [d_hidden]`, which is itself at least 0."""
     parts = [selection.select_above(pre, least) for _, pre in encoder.chunks()]
     counts, indices, values = (torch.cat(part) for part in zip(*parts, strict=True))
     return offsets_of(counts), indices, values
-
-
-def _select_rows(encoder: Encoder, select_rows: Callable[[Tensor], Selected]) -> Selected:
-    """A selection with as many entries in every row, chunk by chunk."""
-    parts = [select_rows(pre) for _, pre in encoder.chunks()]
-    indices, values = (torch.cat([part[i] for part in parts]) for i in (1, 2))
-    k = len(indices) // max(1, len(encoder.x))
-    return torch.arange(0, len(indices) + 1, k), indices, values

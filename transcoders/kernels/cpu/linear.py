@@ -11,7 +11,7 @@ from torch import Tensor
 def linear(
     x: Float[Tensor, "tokens d_in"], W: Float[Tensor, "d_hidden d_in"], b: Float[Tensor, "d_hidden"]
 ) -> Float[Tensor, "tokens d_hidden"]:
-    """`x Wᵀ + b` by oneDNN, where torch has it, else as `torch.addmm`; without a gradient.
+    """Return `x Wᵀ + b`, without a gradient, by oneDNN where torch has it, else by `torch.addmm`.
 
     `addmm` calls MKL, which took a quarter longer on the AMD processors that we measured.
     """

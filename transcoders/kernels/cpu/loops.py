@@ -77,7 +77,7 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 
 @jit
 def _borders(offsets, shares):
-    """Borders that split the latents into runs of about equal work: some fire on every token."""
+    """Return borders that split the latents into runs of about equal work, for some latents fire on every token."""
     rows_to_write = np.arange(len(offsets)) * 4
     work = offsets + rows_to_write
     borders = np.searchsorted(work, np.linspace(0, work[-1], shares + 1))
@@ -87,7 +87,7 @@ def _borders(offsets, shares):
 
 @jit
 def _transpose(indices, offsets, order):
-    """A counting sort: stable, so entries of a latent stay in the order of tokens."""
+    """Sort the entries by latent into `order`, by counting; the entries of a latent stay in the order of tokens."""
     for i in indices:
         offsets[i + 1] += 1
     for i in range(len(offsets) - 1):
@@ -184,7 +184,7 @@ def _encoder_gradients(share, shares, borders, offsets, order, rows, values, gra
 
 @jit
 def _decoder_gradients(share, shares, borders, offsets, order, rows, values, grad, W_dec, grad_values, grad_W):
-    """One reading of a row of `grad` serves both gradients."""
+    """Write both gradients of the decoder in one reading of the rows of `grad`."""
     zero = grad.dtype.type(0)
     for i in range(borders[share], borders[share + 1]):
         row, direction = grad_W[i], W_dec[i]
@@ -212,7 +212,7 @@ def _decoder_gradients(share, shares, borders, offsets, order, rows, values, gra
 
 @jit
 def _add_rows(row, indices, values, W, start, stop, sign):
-    """Add sign · values · W[indices] over entries start..stop, four at a time to spare stores."""
+    """Add `sign · values · W[indices]` of the entries start..stop to `row`, four at a time to spare stores."""
     n = start
     while n + 4 <= stop:
         v0, v1 = sign * values[n], sign * values[n + 1]

@@ -33,12 +33,12 @@ _compiled: set[Any] = set()
 
 @jit
 def part(rows, share, shares):
-    """First row of a share, and first row after it."""
+    """Return the first row of a share, and the first row after it."""
     return rows * share // shares, rows * (share + 1) // shares
 
 
 def shares() -> int:
-    """How many shares to split a loop into. Results never depend on it."""
+    """Return how many shares to split a loop into; results never depend on it."""
     threads = torch.get_num_threads()
     return 1 if threads == 1 else _SHARES_PER_THREAD * threads
 
@@ -80,15 +80,10 @@ def _on_threads(work: Callable[[Any], None], threads: int) -> None:
 
 @cache
 def _torch_openmp() -> Any:
-    """The GNU OpenMP runtime of this process, if torch has loaded one."""
+    """Return the GNU OpenMP runtime of this process, or None if torch has not loaded it."""
     try:
         library = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)
-        library.GOMP_parallel.argtypes = [
-            _CALLBACK,
-            ctypes.c_void_p,
-            ctypes.c_uint,
-            ctypes.c_uint,
-        ]
+        library.GOMP_parallel.argtypes = [_CALLBACK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         library.GOMP_parallel.restype = None
     except (OSError, AttributeError):
         return None

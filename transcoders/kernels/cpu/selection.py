@@ -36,10 +36,13 @@ def select_above(pre: Tensor, least: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @jit_exact
 def _select_topk(share, shares, pre, groups, indices, values):
-    """Of each group in each row: maxima of blocks → a bound that k blocks reach → the few above it."""
+    """Write the k largest of each group in each row, after relu, with their ids ascending.
+
+    Maxima of blocks give a bound that k blocks reach, and only the few numbers above it are compared.
+    """
     rows, d_hidden = pre.shape
     maxima = np.empty(d_hidden // _BLOCK + 1, pre.dtype)
-    found = np.empty(d_hidden, np.int64)
+    candidate_ids = np.empty(d_hidden, np.int64)
     candidates = np.empty(d_hidden, pre.dtype)
     first = 0
     for g in range(len(groups)):
@@ -47,8 +50,8 @@ def _select_topk(share, shares, pre, groups, indices, values):
         bound = pre[0, start]
         for r in range(*part(rows, share, shares)):
             row, ids = pre[r, start:stop], indices[r, first : first + k]
-            bound = _largest(row, k, bound, maxima, found, candidates)
-            ids[:] = found[:k]
+            bound = _largest(row, k, bound, maxima, candidate_ids, candidates)
+            ids[:] = candidate_ids[:k]
             _sort(ids)
             for n in range(k):
                 v = row[ids[n]]
@@ -58,8 +61,11 @@ def _select_topk(share, shares, pre, groups, indices, values):
 
 
 @jit_exact
-def _largest(row, k, guess, maxima, found, candidates):
-    """The ids of the k largest to the front of `found`. Returns a bound that they reach: the next row's guess."""
+def _largest(row, k, guess, maxima, candidate_ids, candidates):
+    """Bring the ids of the k largest to the front of `candidate_ids`, and return a bound that they reach.
+
+    The bound is the next row's `guess`.
+    """
     latents = len(row)
     blocks = (latents + _BLOCK - 1) // _BLOCK
     # Block j is {j, j + blocks, …}: maxima of whole vectors, no horizontal work.
@@ -76,14 +82,14 @@ def _largest(row, k, guess, maxima, found, candidates):
         if maxima[j] >= bound:
             for i in range(j, latents, blocks):
                 if row[i] >= bound:
-                    found[count] = i
+                    candidate_ids[count] = i
                     count += 1
     if count < k:  # NaNs compare with nothing: keep ids valid, the loss will tell
-        found[:latents] = np.arange(latents)
+        candidate_ids[:latents] = np.arange(latents)
         count = latents
     for n in range(count):
-        candidates[n] = row[found[n]]
-    _keep_largest(found, candidates, count, k)
+        candidates[n] = row[candidate_ids[n]]
+    _keep_largest(candidate_ids, candidates, count, k)
     return bound
 
 
@@ -114,7 +120,10 @@ def _keep_largest_of_rows(share, shares, pre, k):
 
 @jit_exact
 def _bound(values, k, slack, guess):
-    """A number that at least k of the values reach, and at most `slack` more (ties apart). `guess`: where to begin."""
+    """Return a number that at least k of the values reach, and at most `slack` more (ties apart).
+
+    The search begins at `guess`.
+    """
     low, high = -np.inf, np.inf
     guess = guess if np.isfinite(guess) else values.dtype.type(0)
     step = abs(guess) / 32 + values.dtype.type(1e-6)
@@ -140,37 +149,37 @@ def _bound(values, k, slack, guess):
 
 
 @jit_exact
-def _keep_largest(found, candidates, count, k):
-    """Of the ids `found[:count]` bring the k with the largest values to the front; ties: lower ids."""
+def _keep_largest(candidate_ids, candidates, count, k):
+    """Bring the k of `candidate_ids[:count]` that have the largest values to the front; ties go to lower ids."""
     if count - k > 16:  # rare: many equal values
         kth = np.partition(candidates[:count], count - k)[count - k]
-        ids, ties = np.sort(found[:count]), k
+        ids, ties = np.sort(candidate_ids[:count]), k
         for v in candidates[:count]:
             ties -= 1 if v > kth else 0
-        values = candidates[:count][np.argsort(found[:count])]
-        kept = 0
+        values = candidates[:count][np.argsort(candidate_ids[:count])]
+        written = 0
         for n in range(count):
-            if kept < k and (values[n] > kth or (values[n] == kth and ties > 0)):
+            if written < k and (values[n] > kth or (values[n] == kth and ties > 0)):
                 ties -= 1 if values[n] == kth else 0
-                found[kept] = ids[n]
-                kept += 1
-        while kept < k:  # NaNs
-            found[kept] = ids[kept]
-            kept += 1
+                candidate_ids[written] = ids[n]
+                written += 1
+        while written < k:  # NaNs
+            candidate_ids[written] = ids[written]
+            written += 1
         return
     while count > k:
         worst = 0
         for n in range(1, count):
             v, least = candidates[n], candidates[worst]
-            if v < least or (v == least and found[n] > found[worst]):
+            if v < least or (v == least and candidate_ids[n] > candidate_ids[worst]):
                 worst = n
         count -= 1
-        found[worst], candidates[worst] = found[count], candidates[count]
+        candidate_ids[worst], candidates[worst] = candidate_ids[count], candidates[count]
 
 
 @jit_exact
 def _sort(ids):
-    """Insertion for the usual dozens; the library's for hundreds."""
+    """Sort the ids: by insertion for the usual dozens, by the library's algorithm for hundreds."""
     if len(ids) > 128:
         ids.sort()
         return

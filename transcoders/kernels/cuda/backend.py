@@ -18,7 +18,15 @@ from torch.library import custom_op
 from transcoders.kernels import selection as select
 from transcoders.kernels.columns import Columns, columns_of
 from transcoders.kernels.cuda import programs as triton_kernels
-from transcoders.kernels.latents import Group, SparseLatents, SquaredErrors, fixed_offsets, splits_of, truncate
+from transcoders.kernels.latents import (
+    Group,
+    SparseLatents,
+    SquaredErrors,
+    fixed_offsets,
+    offsets_of,
+    splits_of,
+    truncate,
+)
 
 _TILE = 2048
 # Rows of products that exist at a time: enough to fill a GPU, and few enough that they and the copy of the weights in
@@ -53,10 +61,6 @@ def keep_largest_(pre: Tensor, k: int) -> None:
     tile = _power_of_2(latents)
     if tokens:
         triton_kernels.keep_largest[(tokens,)](pre, latents, k, tile, num_warps=8 if tile > 2048 else 4)
-
-
-def decode(latents: SparseLatents, W_dec: Tensor) -> Float[Tensor, "tokens d_out"]:
-    return decode_nested(latents, W_dec, (latents.d_hidden,))[0]
 
 
 def decode_nested(
@@ -98,7 +102,7 @@ def _select(x: Tensor, W: Tensor, b: Tensor, how: str, k: int, least: Tensor | N
     if how == "threshold":
         assert least is not None
         counts, indices, values = _above(products, b, least)
-        return select.offsets_of(counts), indices, values
+        return offsets_of(counts), indices, values
     if how == "batchtopk":
         return select.largest_of_batch(products, k, partial(_above, products, b), b)
     return select.groupmax(products.add_(b), k)
@@ -114,7 +118,7 @@ def _(x: Tensor, W: Tensor, b: Tensor, how: str, k: int, least: Tensor | None) -
 
 @custom_op("mtxplt::topk", mutates_args=())
 def _topk(x: Tensor, W: Tensor, b: Tensor, groups: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """`groups`: start, stop and k of each, one after the other."""
+    """Select the k largest latents of each group; `groups` has start, stop and k of each, one after the other."""
     tokens, d_hidden = len(x), len(W)
     narrow, b = W.to(_product_dtype(x)), b.contiguous()
     indices = torch.empty(tokens, sum(groups[2::3]), dtype=torch.int64, device=x.device)
@@ -224,27 +228,14 @@ def _reconstructions(splits: Tensor, W: Tensor) -> Tensor:
 
 
 def _gather(splits: Tensor, indices: Tensor, values: Tensor, W: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Nested sums, or what they leave of the target and its squares by (block of columns, group, token)."""
+    """Return nested sums, or what they leave of the target and its squares by (block of columns, group, token)."""
     out = _reconstructions(splits, W)
     (groups, tokens, d), D = out.shape, _columns_at_once(W)
     grid = (tokens, -(-d // D))
     squares = out.new_empty(grid[1], groups, tokens)
     if tokens:
-        triton_kernels.nested_sums[grid](
-            splits,
-            indices,
-            values.contiguous(),
-            W.contiguous(),
-            target,
-            out,
-            squares,
-            tokens,
-            d,
-            groups,
-            target is not None,
-            4,
-            D,
-        )
+        tensors = (splits, indices, values.contiguous(), W.contiguous(), target, out, squares)
+        triton_kernels.nested_sums[grid](*tensors, tokens, d, groups, target is not None, STEP=4, D=D)
     return out, squares
 
 
@@ -291,7 +282,10 @@ def _(splits: Tensor, indices: Tensor, values: Tensor, grad: Tensor, W: Tensor) 
 def _column_sums(
     splits: Tensor, indices: Tensor, values: Tensor, x: Tensor, d_hidden: int, W: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`Vᵀ x`, and `Vᵀ 1` or, with W, `x Wᵀ` at the entries of V, by block of columns in the order of latents."""
+    """Return `Vᵀ x`, `Vᵀ 1` and `x Wᵀ` at the entries of the sparse latents V; the second without W, the third with it.
+
+    `x Wᵀ` comes by block of columns, in the order of latents.
+    """
     d, D = x.shape[1], _columns_at_once(x)
     grid = (d_hidden, -(-d // D))
     columns = columns_of(indices, d_hidden, _transpose)
@@ -300,23 +294,9 @@ def _column_sums(
     sums = x.new_empty(d_hidden, d, dtype=torch.float32)
     totals = x.new_empty(d_hidden, dtype=torch.float32)
     dots = totals.new_empty(grid[1], len(indices))
-    triton_kernels.column_sums[grid](
-        schedule,
-        columns.offsets,
-        columns.order,
-        select.rows_of(splits, len(indices)),
-        values.contiguous(),
-        x.contiguous(),
-        None if W is None else W.contiguous(),
-        sums,
-        totals,
-        dots,
-        d,
-        len(indices),
-        W is not None,
-        8,
-        D,
-    )
+    pattern = (schedule, columns.offsets, columns.order, select.rows_of(splits, len(indices)))
+    tensors = (values.contiguous(), x.contiguous(), None if W is None else W.contiguous(), sums, totals, dots)
+    triton_kernels.column_sums[grid](*pattern, *tensors, d, len(indices), W is not None, STEP=8, D=D)
     return sums, totals, dots
 
 
@@ -326,7 +306,7 @@ def _transpose(indices: Tensor, d_hidden: int) -> Columns:
 
 
 def _select_topk(products: Tensor, b: Tensor, groups: list[int], indices: Tensor, values: Tensor) -> None:
-    """Fill `indices` and `values` [tokens, k of all groups]."""
+    """Fill `indices` and `values` [tokens, k of all groups] with the k largest of each group."""
     (tokens, d_hidden), k_all, first = products.shape, indices.shape[1], 0
     for begin, stop, k in zip(groups[::3], groups[1::3], groups[2::3], strict=True):
         # At least 2k blocks, so that the bound is tight; and never so many that they leave registers.

@@ -19,14 +19,14 @@ def _pre(products, b_enc, row, ids, stop, d_hidden):
 
 @triton.jit
 def _key(v):
-    """float32 → uint32 in the same order."""
+    """Map float32 to uint32 in the same order."""
     bits = v.to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.uint32, bitcast=True) ^ 0x80000000
 
 
 @triton.jit
 def _kth_key(keys, k):
-    """The largest key that at least k of them reach: 32 counts, bit by bit, instead of a sort."""
+    """Return the largest key that at least k of them reach, by 32 counts, bit by bit, instead of a sort."""
     kth = tl.full([], 0, tl.uint32)
     for bit in range(32):
         larger = kth | (tl.full([], 1, tl.uint32) << (31 - bit))
@@ -42,7 +42,7 @@ def _emit(ids, v, keep, place, out, indices, values):
 
 @triton.jit
 def _select_from_row(products, b_enc, indices, values, row, out, d_hidden, begin, stop, k, TILE: tl.constexpr):
-    """The k largest of the whole row, bit by bit: for rows in which too many reach the bound."""
+    """Write the k largest of a full row, by counts bit by bit: for rows in which too many reach the bound."""
     lane = tl.arange(0, TILE)
     kth = tl.full([], 0, tl.uint32)
     above_count = 0  # how many exceed it
@@ -95,22 +95,22 @@ def _ids_that_reach(
     """
     reach = maxima >= bound
     lanes = tl.sum(reach.to(tl.int32), 0)
-    found = CAP + 1
+    reached = CAP + 1
     if lanes <= LANES:
         tl.store(at + tl.cumsum(reach.to(tl.int32), 0) - 1, lane, mask=reach)
         tl.debug_barrier()  # other threads of this program wrote the blocks that are read now
-        found = 0
+        reached = 0
         slot = tl.arange(0, CHUNK)
         block = tl.load(at + slot % LANES, mask=slot % LANES < lanes, other=0)
         block = tl.where(slot % LANES < lanes, block, d_hidden)  # past every row's end
         for start in range(begin, stop, TILE * (CHUNK // LANES)):
             ids = start + slot // LANES * TILE + block
             hit = (_key(_pre(products, b_enc, row, ids, stop, d_hidden)) >= bound) & (ids < stop)
-            place = found + tl.cumsum(hit.to(tl.int32), 0) - 1
+            place = reached + tl.cumsum(hit.to(tl.int32), 0) - 1
             tl.store(at + LANES + place, ids, mask=hit & (place < CAP))
-            found += tl.sum(hit.to(tl.int32), 0)
+            reached += tl.sum(hit.to(tl.int32), 0)
         tl.debug_barrier()  # and now the ids
-    return found
+    return reached
 
 
 @triton.jit
@@ -131,8 +131,9 @@ def select_topk(
     CAP: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Latents begin..stop of one row: maxima of strided blocks → a bound that k blocks reach → the few above it.
+    """Write the k largest of the latents begin..stop of one row, after relu, with their ids ascending.
 
+    Maxima of strided blocks give a bound that k blocks reach, and only the few latents above it are compared.
     Block j has the latents begin + j, begin + j + TILE, …. The k largest go to places first.. of the row's k_all. When
     more than LANES blocks or more than CAP latents reach the bound (many equal values, which bfloat16 makes possible),
     the row itself is searched. Ties go to the lower id. `scratch` has LANES + CAP numbers a row.
@@ -145,17 +146,17 @@ def select_topk(
         maxima = tl.maximum(maxima, keys)
     bound = _kth_key(maxima, k)
     at = scratch + row * (LANES + CAP)
-    found = _ids_that_reach(
+    reached = _ids_that_reach(
         products, b_enc, at, row, lane, maxima, bound, d_hidden, begin, stop, TILE, LANES, CAP, CHUNK
     )
-    if found <= CAP:
+    if reached <= CAP:
         place = tl.arange(0, CAP)
-        ids = tl.load(at + LANES + place, mask=place < found, other=stop)
+        ids = tl.load(at + LANES + place, mask=place < reached, other=stop)
         v = _pre(products, b_enc, row, ids, stop, d_hidden)
-        keys = tl.where(place < found, _key(v), 0)
+        keys = tl.where(place < reached, _key(v), 0)
         kth = _kth_key(keys, k)
         above = keys > kth
-        equal = (keys == kth) & (place < found)
+        equal = (keys == kth) & (place < reached)
         ties = k - tl.sum(above.to(tl.int32), 0)
         keep = above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= ties))
         _emit(ids, v, keep, tl.cumsum(keep.to(tl.int32), 0) - 1, row * k_all + first, indices, values)
@@ -194,7 +195,7 @@ def fill_above(products, b_enc, least, starts, indices, values, d_hidden, TILE: 
 
 @triton.jit
 def keep_largest(pre, latents, k, TILE: tl.constexpr):
-    """Of one row, which TILE covers, all but the k largest become 0, and the negative ones. Ties go to the lower id."""
+    """Set all but the k largest of one row, and negative numbers, to 0; TILE covers it, ties go to the lower id."""
     at = tl.program_id(0).to(tl.int64) * latents + tl.arange(0, TILE)
     inside = tl.arange(0, TILE) < latents
     v = tl.load(pre + at, mask=inside, other=float("-inf")).to(tl.float32)
@@ -222,7 +223,7 @@ def nested_sums(
     STEP: tl.constexpr,
     D: tl.constexpr,
 ):
-    """out[g, t]: rows of W times values, gathered and summed over groups 0..g of token t.
+    """Write out[g, t], the sum of rows of W times values over the entries of groups 0..g of token t.
 
     With RESIDUAL it is the target less that, and squares[block, g, t] the sum of its squares in a block of columns.
     """
@@ -249,7 +250,7 @@ def nested_sums(
 
 @triton.jit
 def reverse_sums(residuals, weights, out, numel, GROUPS: tl.constexpr, TILE: tl.constexpr):
-    """out[g]: the sum over g' >= g of weights[g'] · residuals[g']."""
+    """Write out[g], the sum over g' >= g of weights[g'] · residuals[g']."""
     at = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     inside = at < numel
     total = tl.zeros([TILE], tl.float32)
@@ -277,7 +278,7 @@ def column_sums(
     STEP: tl.constexpr,
     D: tl.constexpr,
 ):
-    """sums[latent] = Σ values · x[rows] over a latent's entries, and totals[latent] = Σ values.
+    """Write sums[latent] = Σ values · x[rows] over a latent's entries, and totals[latent] = Σ values.
 
     With DOTS instead of totals: dots[block, n] = x[rows] · W[latent] over a block of columns, for the n-th of the
     entries by latent. One reading of a row of x serves both. `schedule` has the latents with the most entries first,

@@ -22,7 +22,7 @@ def adam_step_(
     grad_scale: float | Float[Tensor, ""] = 1.0,
     unit_rows: bool = False,
 ) -> None:
-    """Adam (arXiv 1412.6980, algorithm 1) on `grad_scale · grad`; `step` counts from 1.
+    """Take a step of Adam (arXiv 1412.6980, algorithm 1) on `grad_scale · grad`; `step` counts from 1.
 
     With `unit_rows` (a decoder) the gradient's component along each row is removed first and the
     row is brought back to norm 1 afterwards. Pass the factor of a gradient clip as `grad_scale`
@@ -51,7 +51,7 @@ def adam_step_(
 def projected_square_norm(
     parameter: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], unit_rows: bool = False
 ) -> Float[Tensor, ""]:
-    """`||grad||²` of what `adam_step_` will use: with `unit_rows`, without the part along the rows."""
+    """Return `||grad||²` of what `adam_step_` will use: with `unit_rows`, without the part along the rows."""
     fused = _fused(parameter)
     if fused is not None:
         square: Tensor = fused.projected_square_norm(parameter, grad, unit_rows)

@@ -1,4 +1,4 @@
-"""One safetensors file of a sliced dictionary, written by one rank without ever holding it whole."""
+"""One safetensors file of a sliced dictionary, written by one rank without ever holding all of it."""
 
 import json
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ from transcoders.training.sliced.transcoder import SlicedTranscoder, slices
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
 
-def save_whole(model: SlicedTranscoder, folder: Path, *, first: bool) -> None:
-    """What ``Transcoder.save`` writes, from the slices of all ranks of the model's team; ``first`` writes."""
+def save_all_slices(model: SlicedTranscoder, folder: Path, *, first: bool) -> None:
+    """Write what ``Transcoder.save`` writes, from the slices of all ranks of the model's team; ``first`` writes."""
     tensors = {name: value.detach() for name, value in model.state_dict().items()}
     owners = {name: model for name in tensors if name in PER_LATENT}
     write_slice_by_slice(folder / WEIGHTS if first else None, tensors, owners, model.team)
     if first:
-        write_config(folder, model.whole)
+        write_config(folder, model.full_config)
 
 
 def write_slice_by_slice(
@@ -36,7 +36,7 @@ def write_slice_by_slice(
 ) -> None:
     """Write ``tensors`` to ``path`` on rank 0; the other ranks send their rows of those that have ``owners``.
 
-    An owner says which latents of the whole a tensor's rows are. The others' tensors are rank 0's.
+    An owner says which of all latents a tensor's rows are. A tensor without an owner is that of rank 0.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # as safetensors orders them
     shapes = {name: _shape(tensors[name], owners.get(name)) for name in names}
@@ -52,7 +52,7 @@ def write_slice_by_slice(
 
 
 def _shape(tensor: Tensor, owner: SlicedTranscoder | None) -> list[int]:
-    return list(tensor.shape) if owner is None else [owner.whole.d_hidden, *tensor.shape[1:]]
+    return list(tensor.shape) if owner is None else [owner.full_config.d_hidden, *tensor.shape[1:]]
 
 
 def _header(tensors: dict[str, Tensor], shapes: dict[str, list[int]], metadata: dict[str, str] | None) -> bytes:
@@ -66,16 +66,16 @@ def _header(tensors: dict[str, Tensor], shapes: dict[str, list[int]], metadata: 
 
 
 def _pieces(tensor: Tensor, owner: SlicedTranscoder | None, team: Team) -> Iterator[Tensor]:
-    """The rows in the order of the whole; what rank 0 does not hold is sent to it, one slice at a time."""
+    """Yield the rows in the order of all latents; what rank 0 does not hold is sent to it, one slice at a time."""
     if owner is None:
         yield tensor
         return
-    own = list(tensor.split([stop - start for start, stop in slices(owner.whole, team.rank, team.size)]))
-    of_rank = [slices(owner.whole, rank, team.size) for rank in range(team.size)]
-    for number in range(len(own)):
+    local = list(tensor.split([stop - start for start, stop in slices(owner.full_config, team.rank, team.size)]))
+    of_rank = [slices(owner.full_config, rank, team.size) for rank in range(team.size)]
+    for number in range(len(local)):
         for rank in range(team.size):
             start, stop = of_rank[rank][number]
-            piece = own[number] if rank == team.rank else tensor.new_empty(0)
+            piece = local[number] if rank == team.rank else tensor.new_empty(0)
             if team.rank == 0 and rank != 0:
                 piece = tensor.new_empty(stop - start, *tensor.shape[1:])
             yield team.send_to_first(piece, rank)

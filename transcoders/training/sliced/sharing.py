@@ -12,12 +12,13 @@ from transcoders.dictionary.transcoder import Transcoder
 from transcoders.distributed.ranks import Ranks
 from transcoders.kernels import SparseLatents, SquaredErrors
 from transcoders.training.sharing import Owners, Sharing
-from transcoders.training.sliced.assemble import save_whole, write_slice_by_slice
+from transcoders.training.sliced.assemble import save_all_slices, write_slice_by_slice
+from transcoders.training.sliced.selection import among_largest
 from transcoders.training.sliced.transcoder import SlicedTranscoder
 
 
 class Slices(Sharing):
-    """The latents lie on the processes ``ranks.latents``, which must all make the same calls."""
+    """Answer for latents that lie on the processes ``ranks.latents``, which must all make the same calls."""
 
     def __init__(self, ranks: Ranks) -> None:
         """Share a dictionary with the other processes of ``ranks.latents``."""
@@ -30,11 +31,11 @@ class Slices(Sharing):
 
     def config(self, model: Transcoder) -> TranscoderConfig:
         """Return the config of all latents together."""
-        return _slice(model).whole
+        return _slice(model).full_config
 
     def rows(self, model: Transcoder, rows: Tensor) -> Tensor:
         """Return, of a row for each of all latents, those of ``model``'s."""
-        return _slice(model).own(rows)
+        return _slice(model).rows_here(rows)
 
     def summed(self, value: Tensor) -> Tensor:
         """Return the sum over the slices, through which gradients pass."""
@@ -79,10 +80,8 @@ class Slices(Sharing):
         best = pre.detach().topk(min(k, len(dead)))
         candidates = best.values.new_full((len(x), k), -torch.inf)
         candidates[:, : best.values.shape[1]] = best.values
-        chosen = team.gathered(candidates).transpose(0, 1).reshape(len(x), -1).topk(k).indices
-        kept = torch.zeros(len(x), team.size * k, device=x.device).scatter_(1, chosen, 1.0)
-        kept = kept.view(len(x), team.size, k)[:, team.rank, : best.indices.shape[1]]
-        z = (pre * torch.zeros_like(pre).scatter_(1, best.indices, kept.to(pre.dtype))).relu()
+        mask = among_largest(candidates, team)[:, : best.indices.shape[1]]
+        z = (pre * torch.zeros_like(pre).scatter_(1, best.indices, mask.to(pre.dtype))).relu()
         reconstruction = team.summed((z @ model.W_dec[dead].to(z.dtype)).to(residual.dtype))
         return (residual - reconstruction).square().mean() / variance
 
@@ -98,7 +97,7 @@ class Slices(Sharing):
     def save_model(self, model: Transcoder, folder: Path) -> None:
         """Write the transcoder of all latents into ``folder``, one slice at a time."""
         if self._ranks.data.rank == 0:
-            save_whole(_slice(model), folder, first=self._ranks.first)
+            save_all_slices(_slice(model), folder, first=self._ranks.first)
 
     def save(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], owners: Owners) -> None:
         """Write ``tensors``, one slice at a time; those named after weights or counts of latents come from all."""
@@ -113,7 +112,7 @@ class Slices(Sharing):
 
 
 def _has_rows(name: str) -> bool:
-    """Whether a checkpoint's tensor of this name has a row for each latent."""
+    """Say whether a checkpoint's tensor of this name has a row for each latent."""
     return name.split(".")[-1] in (*PER_LATENT, "since_fired")
 
 

@@ -16,43 +16,45 @@ from transcoders.dictionary.encoders import ENCODERS, GroupMax
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.distributed.ranks import Team
 from transcoders.kernels import SparseLatents
-from transcoders.training.selection import largest_of_all
+from transcoders.training.sliced.selection import among_largest
 
 
 class SlicedTranscoder(Transcoder):
-    """One rank's latents of the transcoder that ``whole`` describes.
+    """Hold one rank's latents of the transcoder that ``full_config`` describes.
 
     ``config`` is that of the slice: fewer latents, the same k. All ranks of ``team`` must make the same calls.
     """
 
-    def __init__(self, whole: TranscoderConfig, team: Team) -> None:
+    def __init__(self, full_config: TranscoderConfig, team: Team) -> None:
         """Allocate this rank's zero weights.
 
         Raises:
             UserError: a slice would have too few latents.
         """
-        shares = [stop - start for start, stop in slices(whole, team.rank, team.size)]
-        undivided = isinstance(ENCODERS[whole.encoder], GroupMax)  # its sets of latents cannot be cut
-        for g in whole.groups:
-            if (g.stop - g.start) // team.size < g.k or (undivided and g.k % team.size):
+        shares = [stop - start for start, stop in slices(full_config, team.rank, team.size)]
+        indivisible = isinstance(ENCODERS[full_config.encoder], GroupMax)  # its sets of latents cannot be cut
+        for g in full_config.groups:
+            if (g.stop - g.start) // team.size < g.k or (indivisible and g.k % team.size):
                 raise UserError(
                     f"distributed.latents: {team.size} slices of latents {g.start} to {g.stop} are too small for "
-                    f"their k = {g.k} ({whole.encoder}); take fewer slices"
+                    f"their k = {g.k} ({full_config.encoder}); take fewer slices"
                 )
         ends = torch.tensor(shares).cumsum(0).tolist()
         super().__init__(
-            whole.model_copy(update={"d_hidden": ends[-1], "prefixes": tuple(ends) if whole.prefixes else ()})
+            full_config.model_copy(
+                update={"d_hidden": ends[-1], "prefixes": tuple(ends) if full_config.prefixes else ()}
+            )
         )
-        self.whole, self.team = whole, team
+        self.full_config, self.team = full_config, team
 
-    def own(self, rows: Tensor) -> Tensor:
-        """Return, of a row for each latent of the whole, this rank's."""
-        return torch.cat([rows[start:stop] for start, stop in slices(self.whole, self.team.rank, self.team.size)])
+    def rows_here(self, rows: Tensor) -> Tensor:
+        """Return, of a row for each of all latents, this rank's."""
+        return torch.cat([rows[start:stop] for start, stop in slices(self.full_config, self.team.rank, self.team.size)])
 
     def below(self, prefix: int) -> int:
         """Count those of the first ``prefix`` latents that are this rank's."""
-        own = slices(self.whole, self.team.rank, self.team.size)
-        return sum(max(0, min(stop, prefix) - start) for start, stop in own)
+        here = slices(self.full_config, self.team.rank, self.team.size)
+        return sum(max(0, min(stop, prefix) - start) for start, stop in here)
 
     def winners(self, x: Tensor) -> SparseLatents:
         """Return the winners of this rank's sets of latents: it has all rivals of each."""
@@ -61,28 +63,32 @@ class SlicedTranscoder(Transcoder):
 
     def largest(self, x: Tensor) -> SparseLatents:
         """Return this rank's of the k largest latents of each group on each token."""
-        candidates = [(kernels.topk_encode(x, W, b, k), k) for W, b, k in self.group_weights()]
-        return kernels.concatenate([largest_of_all(latents, k, self.team) for latents, k in candidates])
+        chosen = []
+        for W, b, k in self.group_weights():
+            candidates = kernels.topk_encode(x, W, b, k)
+            mask = among_largest(candidates.values.view(len(x), k), self.team)
+            chosen.append(kernels.select_entries(candidates, mask.flatten()))
+        return kernels.concatenate(chosen)
 
     def decode_latents(self, latents: SparseLatents) -> Tensor:
         """Return ``z W_dec`` of all ranks."""
         return self.team.summed(super().decode_latents(latents))
 
     def _empty(self, start: int, stop: int) -> "SlicedTranscoder":
-        local, whole = ((0, *(c.prefixes or (c.d_hidden,))) for c in (self.config, self.whole))
+        local, full = ((0, *(c.prefixes or (c.d_hidden,))) for c in (self.config, self.full_config))
         if start not in local or stop not in local:
             raise ValueError(f"latents {start} to {stop}: a slice divides only at {local[1:]}")
-        part = self.whole.of_part(whole[local.index(start)], whole[local.index(stop)])
+        part = self.full_config.of_part(full[local.index(start)], full[local.index(stop)])
         return SlicedTranscoder(part, self.team)
 
     def save(self, folder: Path | str) -> None:
-        """Refuse: ``assemble.save_whole`` writes the whole."""
+        """Refuse, for ``assemble.save_all_slices`` writes the slices together."""
         raise NotImplementedError(f"{folder}: a slice of a transcoder is not saved by itself")
 
 
-def slices(whole: TranscoderConfig, rank: int, size: int) -> list[tuple[int, int]]:
+def slices(full_config: TranscoderConfig, rank: int, size: int) -> list[tuple[int, int]]:
     """Return which latents [start, stop) of each group ``rank`` holds, in order."""
     return [
         (g.start + (g.stop - g.start) * rank // size, g.start + (g.stop - g.start) * (rank + 1) // size)
-        for g in whole.groups
+        for g in full_config.groups
     ]
