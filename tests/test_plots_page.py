@@ -142,7 +142,7 @@ def test_every_plot_is_on_the_page_and_nothing_is_loaded_from_elsewhere(page: Pa
 
 
 def test_a_worktree_shows_plots_without_any_set_up(repository: Path, tmp_path: Path) -> None:
-    run("git", "worktree", "add", "-q", str(tmp_path / "other tree"), cwd=repository)
+    run("git", "worktree", "add", "-q", "--detach", str(tmp_path / "other tree"), cwd=repository)
     run(str(DVC), "plots", "show", cwd=tmp_path / "other tree")
     assert "default-src 'none'" in (tmp_path / "other tree/dvc_plots/index.html").read_text()
     configured = re.search(r"html_template = (\S+)", (ROOT / ".dvc/config").read_text())

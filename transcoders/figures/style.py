@@ -74,8 +74,8 @@ def colours_of(run_names: Iterable[str], ways: Mapping[str, str] | None = None) 
 
 def _paler(colour: str, share: float) -> str:
     """Return ``colour`` with ``share`` of white mixed in."""
-    red, green, blue = to_rgb(colour)
-    return to_hex((red + share * (1 - red), green + share * (1 - green), blue + share * (1 - blue))).upper()
+    red, green, blue = (part + share * (1 - part) for part in to_rgb(colour))
+    return to_hex((red, green, blue)).upper()
 
 
 def legend_names(colours: Colours) -> dict[str, str]:
