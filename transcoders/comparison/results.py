@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from transcoders.absorption.settings import COMPARED
-from transcoders.comparison.columns import TERMINAL
+from transcoders.comparison.columns import SCORES, TERMINAL
 
 LONGEST_NAME = 100
 
@@ -32,7 +32,7 @@ class RunResult(NamedTuple):
 
     def row(self) -> dict[str, Any]:
         """Return the run's row of the table; a run of which no latent was described has no detection score."""
-        described = {key: self.features[key] for key in ("detection_score",) if key in self.features}
+        described = {key: self.features[key] for key in SCORES if key in self.features}
         return {
             "name": self.name,
             "kind": "trained",

@@ -162,38 +162,43 @@ def draw_bars(axes: Axes, table: pd.DataFrame, column: str, colours: Colours) ->
 
 
 def frontier(table: pd.DataFrame, colours: Colours) -> Figure:
-    """Draw FVU and loss recovered over sparsity; one row a layer."""
+    """Draw FVU and loss recovered over sparsity, a curve for what has several; one row a layer."""
     layers = table["layer"].drop_duplicates().tolist()
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.6 * len(layers) + 0.2), layout="constrained")
         grid = figure.subplots(len(layers), 2, squeeze=False)
         for row, layer in zip(grid, layers, strict=True):
             here = table[table["layer"] == layer]
-            draw_frontier(row[0], here, "fvu", colours)
+            draw_frontier(row[0], here[here["variant"] != "mean"], "fvu", colours)
             draw_frontier(row[1], here, "loss_recovered", colours)
             row[0].set_title(f"Layer {layer}: L0 and variance unexplained")
             row[1].set_title("L0 and loss recovered")
-            row[0].set_ylabel("FVU (lower is better)")
+            row[0].set_ylabel("FVU (lower is better, the mean has 1)")
             row[1].set_ylabel("loss recovered (higher is better)")
         legend_of_points(figure, table, colours)
     return figure
 
 
 def draw_frontier(axes: Axes, table: pd.DataFrame, column: str, colours: Colours) -> None:
-    """Draw a marker for what has an L0, a line across for what has none (the mean, an affine map)."""
-    sparse = table[(table["l0"] > 0) & table[column].notna()]
-    rows: Any = sparse.itertuples()
-    for row in rows:
-        value = getattr(row, column)
-        axes.plot(row.l0, value, **marker_of(row, colours))
-        if row.name not in colours:
-            label(axes, row.name, (row.l0, value), (-3, 6))
+    """Draw a marker for what has an L0 or a rank, a line across for what has none (the mean, an affine map)."""
+    sparse = table[(table["sparsity"] > 0) & table[column].notna()]
+    for _, points in sparse.groupby("way", sort=False):
+        curve = points.groupby("variant")[["sparsity", column]].mean().sort_values("sparsity")  # of the seeds
+        last: Any = next(points.iloc[-1:].itertuples())
+        dashes = "-" if last.kind == "trained" else "--"
+        axes.plot(*curve.to_numpy().T, color=colour_of(last, colours), linestyle=dashes, linewidth=1, zorder=1.8)
+    rows: Any = sparse.sort_values("kind", key=lambda kind: kind == "trained", kind="stable").itertuples()
+    for row in rows:  # what was trained lies on top
+        axes.plot(row.sparsity, getattr(row, column), **marker_of(row, colours))
+    for way, points in sparse[~sparse["name"].isin(list(colours))].groupby("way", sort=False):
+        name = str(way) if len(points) > 1 else points["name"].iloc[0]
+        label(axes, name, (points["sparsity"].iloc[0], points[column].iloc[0]), (-3, 6))
     readable_log(axes, "x")
     if len(sparse):
-        axes.set_xlim(sparse["l0"].min() / 2, sparse["l0"].max() * 3)
+        axes.set_xlim(sparse["sparsity"].min() / 2, sparse["sparsity"].max() * 3)
     axes.margins(y=0.08)
-    axes.set_xlabel("L0 (active latents per token)")
-    rows = table[~(table["l0"] > 0) & table[column].notna()].itertuples()
+    axes.set_xlabel("L0 (active latents per token), rank of PCA")
+    rows = table[~(table["sparsity"] > 0) & table[column].notna()].itertuples()
     for row in rows:
         value = getattr(row, column)
         axes.axhline(value, color=KIND_COLOURS["baseline"], linestyle="--", linewidth=0.9)
