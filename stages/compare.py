@@ -11,9 +11,9 @@ from transcoders.comparison.checks import check_all
 from transcoders.comparison.contrast import contrasts
 from transcoders.comparison.hypotheses import hypotheses
 from transcoders.comparison.report import main_columns, report
-from transcoders.comparison.results import RunResult, for_terminal, runs_table, six_digits
+from transcoders.comparison.results import RunResult, for_terminal, runs_table
 from transcoders.core.files import read_json, replacing, write_json
-from transcoders.core.tables import read_csv, write_csv
+from transcoders.core.tables import read_csv, six_digits, write_csv
 from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.training.settings import VariantSettings
 

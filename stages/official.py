@@ -7,7 +7,7 @@ import pandas as pd
 from pydantic import Field
 
 from stages.common.entry import entry, no_arguments
-from stages.common.held_out import open_held_out
+from stages.common.held_out import open_held_out, run_clean
 from stages.common.inputs import MOMENT_TOKENS, open_inputs
 from stages.common.params import StageParams
 from stages.common.paths import MODEL, OFFICIAL, words_of
@@ -54,9 +54,12 @@ def evaluate_one(params: Params, reference: str, model: Transcoder, layer: int) 
     inputs = open_inputs(layer, device)
     model = fitted(model, reference, inputs.store.attributes)
     output_scale = measure(inputs.train_batches(MOMENT_TOKENS, device)).y_scale
-    held_out = open_held_out(inputs, params.evaluate, output_scale, device)
+    bridge, clean = load_bridge(MODEL, device), None
+    if layer not in params.run_layers:  # stage `clean` leaves these out
+        clean = run_clean(inputs, bridge, params.evaluate.loss_tokens, params.evaluate.precision)
+    held_out = open_held_out(inputs, params.evaluate, output_scale, device, clean)
     candidates = {reference: Candidate(transcoder_predictor(model), model.config.d_hidden)}
-    evaluations = evaluate(candidates, held_out, load_bridge(MODEL, device), params.evaluate)
+    evaluations = evaluate(candidates, held_out, bridge, params.evaluate)
     metrics = dict(evaluations[reference].metrics)
     if model.config.d_hidden <= WIDEST_COSINES:
         W_dec = model.W_dec.float()

@@ -1,6 +1,6 @@
 """Stage `plot`: curves, densities and the comparison, as tables and a page for `dvc plots` and as figures."""
 
-from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -9,19 +9,20 @@ from stages.common.params import RunSettings, StageParams
 from stages.common.paths import COMPARISON, PLOTS, Run, all_runs, pruned_of
 from transcoders.core.files import replacing
 from transcoders.core.tables import read_csv, read_rows
-from transcoders.figures import nested, runs
+from transcoders.figures.choice import figures_of
 from transcoders.figures.plots_page.build import build_page
 from transcoders.figures.style import colours_of, save
-from transcoders.figures.tables import by_prefix, shares, stack, thin
+from transcoders.figures.tables import by_prefix, placed_by_sparsity, shares, stack, thin, ways_of
 
 
 class Params(StageParams):
     """What decides this stage."""
 
     runs: RunSettings
+    variants: dict[str, dict[str, Any]]
 
 
-def read_tables(of_runs: list[Run], layers: list[int]) -> dict[str, pd.DataFrame]:
+def read_tables(of_runs: list[Run], layers: list[int], ways: dict[str, str]) -> dict[str, pd.DataFrame]:
     """Read what the stages wrote of all runs, thinned to what a chart shows."""
 
     def evaluated(run: Run, kind: str) -> pd.DataFrame:
@@ -35,40 +36,20 @@ def read_tables(of_runs: list[Run], layers: list[int]) -> dict[str, pd.DataFrame
         "curves": stack({name: thin(history) for name, history in histories.items()}),
         "density": stack({run.name: shares(evaluated(run, "density")) for run in of_runs}),
         "scores": stack(scores),
-        "comparison": read_rows(COMPARISON / "runs.csv", "compare"),
+        "comparison": placed_by_sparsity(read_rows(COMPARISON / "runs.csv", "compare"), ways),
         "prefixes": by_prefix(groups, pruned),
         "groups": groups,
         "overlap": stack({run.name: evaluated(run, "overlap") for run in of_runs}),
     }
 
 
-def draw(tables: dict[str, pd.DataFrame], colours: dict[str, str], folder: Path) -> None:
-    """Draw every figure that the runs call for into ``folder``."""
-    figures = {
-        "training_curves": runs.training_curves(tables["curves"], colours),
-        "firing_density": runs.firing_density(tables["density"], colours),
-        "detection_scores": runs.detection_scores(tables["scores"], colours),
-        "comparison": runs.comparison(tables["comparison"], colours),
-        "frontier": runs.frontier(tables["comparison"], colours),
-    }
-    groups, overlap, curves = tables["groups"], tables["overlap"], tables["curves"]
-    of_nested = groups[groups.groupby("run")["group"].transform("max") > 1]
-    if len(of_nested):
-        figures["prefixes"] = nested.prefixes(tables["prefixes"], colours)
-        figures["dead_by_group"] = nested.dead_by_group(of_nested, colours)
-        figures["decoder_overlap"] = nested.overlap(overlap[overlap["run"].isin(of_nested["run"])])
-    progressive = curves[curves.groupby("run")["phase"].transform("max") > 1]
-    if len(progressive):
-        figures["phases"] = nested.phases(progressive, colours)
-    for name, figure in figures.items():
-        save(figure, folder / name)
-
-
 def work() -> None:
     """Read what the stages wrote of all runs, and replace plots/ as a whole: the same bytes for the same input."""
-    settings = Params.read().runs
+    params = Params.read()
+    settings = params.runs
+    ways = ways_of(params.variants, settings.layers)
     of_runs = all_runs(settings.variants, settings.layers, settings.seeds)
-    tables = read_tables(of_runs, settings.layers)
+    tables = read_tables(of_runs, settings.layers, ways)
     with replacing(PLOTS) as out:
         (out / "data").mkdir(parents=True)
         (out / "figures").mkdir()
@@ -76,7 +57,9 @@ def work() -> None:
             # Six digits are more than a chart shows, and keep the page small.
             path = out / "data" / f"{name}.csv"
             tables[name].to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
-        draw(tables, colours_of(run.name for run in of_runs), out / "figures")
+        colours = colours_of((run.name for run in of_runs), ways)
+        for name, figure in figures_of(tables, colours).items():
+            save(figure, out / "figures" / name)
         # Here, not ignored by git, so that `dvc plots show` finds it in every worktree and clone.
         (out / "template.html").write_text(build_page(), encoding="utf-8")
 

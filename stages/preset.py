@@ -19,6 +19,7 @@ from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.features.settings import FeatureSettings
 from transcoders.formats.settings import CompareSettings
 from transcoders.language.settings import ModelSettings
+from transcoders.planted.settings import PlantedSettings
 from transcoders.training.settings import CheckpointSettings, TrainSettings, VariantSettings
 
 PRESETS = Path("presets")
@@ -38,6 +39,7 @@ class AllParams(StageParams):
     absorption: AbsorptionSettings
     features: FeatureSettings
     compare: CompareSettings
+    planted: PlantedSettings
     circuits: CircuitSettings
     distributed: DistributedSettings = DistributedSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
@@ -63,10 +65,16 @@ class AllParams(StageParams):
         for seed in self.circuits.seeds:
             if seed not in self.runs.seeds:
                 raise ValueError(f"circuits.seeds: seed {seed} is not in runs.seeds {self.runs.seeds}; add it there")
-        for variant in self.runs.variants:
-            if variant not in self.variants:
+        for key, variants in (("runs", self.runs.variants), ("planted", self.planted.variants)):
+            for variant in variants:
+                if variant not in self.variants:
+                    raise ValueError(
+                        f"{key}.variants: {variant!r} is not defined under variants: " + ", ".join(self.variants)
+                    )
+        for layer in self.planted.layers:
+            if layer not in self.runs.layers or "topk" not in self.runs.variants or 0 not in self.runs.seeds:
                 raise ValueError(
-                    f"runs.variants: {variant!r} is not defined under variants: " + ", ".join(self.variants)
+                    f"planted.layers: the run topk-{layer}-0 says how large planted features are; train it (runs)"
                 )
         return self
 

@@ -25,6 +25,7 @@ ALL = [
     "model",
     "collect",
     "split",
+    "clean",
     "words",
     "train",
     "evaluate",

@@ -23,6 +23,11 @@ def store_of(layer: int) -> Path:
     return ACTIVATIONS / f"layer_{layer}.zarr"
 
 
+def clean_of(layer: int) -> Path:
+    """Return the file of the clean run that evaluations of ``layer`` start from."""
+    return Path("data/clean") / f"layer_{layer}.safetensors"
+
+
 def words_of(layer: int) -> Path:
     """Return the file of the words' activations at ``layer``, and of the probes."""
     return Path("data/words") / f"layer_{layer}.safetensors"
@@ -36,6 +41,16 @@ def baselines_of(layer: int) -> Path:
 def pruned_of(layer: int) -> Path:
     """Return the table of pruned plain dictionaries of ``layer``."""
     return Path("data/pruned") / f"layer_{layer}.csv"
+
+
+def families_of(layer: int) -> Path:
+    """Return the file of the families that are planted into the activations of ``layer``."""
+    return Path("data/families") / f"layer_{layer}.safetensors"
+
+
+def verdicts_of(layer: int) -> Path:
+    """Return the folder of what planted families say of the dictionaries of ``layer``."""
+    return Path("data/verdicts") / f"layer_{layer}"
 
 
 def circuits_of(seed: int) -> Path:
@@ -69,6 +84,11 @@ class Run(NamedTuple):
     def absorption(self) -> Path:
         """What stage `absorption` writes."""
         return Path("data/absorption") / self.name
+
+    @property
+    def planted(self) -> Path:
+        """What stage `planted` writes."""
+        return Path("data/planted") / self.name
 
     @property
     def features(self) -> Path:

@@ -42,6 +42,11 @@ def test_baselines_explain_what_they_should(train):
     assert 0.1 < scores["untrained"] < 1
 
 
+def test_pca_has_the_ranks_that_are_asked_for_beside_k(train):
+    names = fit_baselines(train, d_hidden=24, k=3, pca_ranks=[5, 3, 1]).candidates
+    assert [name for name in names if name.startswith("pca")] == ["pca_rank_1", "pca_rank_3", "pca_rank_5"]
+
+
 def test_the_untrained_dictionary_is_where_training_starts_in_the_units_of_the_training_tokens(train):
     fitted = fit_baselines(train, d_hidden=24, k=3)
     config = fitted.untrained.config

@@ -6,7 +6,8 @@ import pandas as pd
 from comparison_support import EVALUATION, result
 
 from transcoders.comparison.columns import TERMINAL
-from transcoders.comparison.results import for_terminal, runs_table, six_digits
+from transcoders.comparison.results import for_terminal, runs_table
+from transcoders.core.tables import six_digits
 
 BASELINES = pd.DataFrame([{"name": "mean-9", "kind": "baseline", "variant": "mean", "layer": 9, "fvu": 1.00406}])
 

@@ -104,6 +104,29 @@ def test_search_finds_by_word_number_and_promoted_token(page: Page) -> None:
     assert "No latent matches" in page.inner_text("#count")
 
 
+def test_enter_in_the_search_field_opens_the_first_hit(page: Page) -> None:
+    page.fill("#search", "word77")
+    page.press("#search", "Enter")
+    first = listed(page)[0]
+    expect(page.locator("#latent h2")).to_have_text(f"Latent {first}")
+    page.keyboard.press("Escape")
+    page.fill("#search", "no such thing")
+    page.press("#search", "Enter")
+    expect(page.locator("#latent h2")).to_have_text(f"Latent {first}")
+
+
+def test_a_latent_without_a_score_says_why_and_small_shares_are_plain_numbers(page: Page) -> None:
+    page.fill("#search", "word3")
+    page.select_option("#sort", "latent")
+    page.click("#direction")
+    assert page.inner_text("#list li:first-child .right").split() == ["too", "rare", "0.02", "%"]
+    page.click("#list li:first-child a")
+    expect(page.locator("#latent h2")).to_have_text("Latent 3")
+    assert "none, too rare: it fires in fewer than 4 contexts of unseen documents" in page.inner_text("#latent")
+    shares = page.evaluate("[8e-5, 8.04e-8, 0, 1, 0.123].map(percent)")
+    assert shares == ["0.008 %", "0.000008 %", "0 %", "100 %", "12 %"]
+
+
 def test_sorting_and_groups(page: Page) -> None:
     page.select_option("#sort", "density")
     page.click("#direction")

@@ -12,8 +12,9 @@ from ruamel.yaml import YAML
 
 from stages import plot
 from transcoders.core.errors import UserError
+from transcoders.figures import runs
 from transcoders.figures import style as figures
-from transcoders.figures.tables import shares, thin
+from transcoders.figures.tables import placed_by_sparsity, shares, thin, ways_of
 
 ROOT = Path(__file__).parents[2]
 RUNS = ["topk-9-0", "topk-0-0", "nested-9-0", "nested-0-0"]
@@ -114,8 +115,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_params(root: Path, variants: list[str]) -> None:
-    runs = {"variants": variants, "layers": [9, 0], "seeds": [0]}
-    YAML().dump({"runs": runs}, root / "params.yaml")
+    settings = {"variants": variants, "layers": [9, 0], "seeds": [0]}
+    YAML().dump({"runs": settings, "variants": {name: {} for name in variants}}, root / "params.yaml")
 
 
 def files_under(folder: Path) -> dict[str, bytes]:
@@ -170,7 +171,8 @@ def test_density_is_a_share_per_bin_at_the_bins_centre() -> None:
 
 def test_one_run_with_nothing_else_can_be_plotted(root: Path) -> None:
     comparison().head(1).to_csv(root / "data/compare/runs.csv", index=False)
-    YAML().dump({"runs": {"variants": ["topk"], "layers": [9], "seeds": [0]}}, root / "params.yaml")
+    params = {"runs": {"variants": ["topk"], "layers": [9], "seeds": [0]}, "variants": {"topk": {}}}
+    YAML().dump(params, root / "params.yaml")
     plot.work()
     assert (root / "plots/figures/frontier.png").stat().st_size > 10_000
     assert sorted(path.stem for path in (root / "plots/figures").glob("*.png")) == PLAIN_FIGURES
@@ -189,6 +191,46 @@ def test_the_seeds_of_a_variant_share_a_colour_and_a_legend_entry() -> None:
     assert len(set(colours.values())) == 2
     assert list(figures.legend_names(colours)) == ["topk-9", "plt-9"]
     assert list(figures.legend_names(figures.colours_of(RUNS))) == RUNS
+
+
+FRONTIER = {"topk_k8": {"k_share": 0.25}, "topk_k16": {"k_share": 0.5}, "topk": {}, "half": {"d_hidden_share": 0.5}}
+
+
+def test_variants_that_differ_in_k_alone_are_one_way_to_train() -> None:
+    assert ways_of(FRONTIER, [9]) == {
+        "topk_k8-9": "topk-9",
+        "topk_k16-9": "topk-9",
+        "topk-9": "topk-9",
+        "half-9": "half-9",
+    }
+    assert ways_of({"topk_k8": {}, "plt": {"training": "progressive"}}, [0, 1])["topk_k8-1"] == "topk_k8-1"
+
+
+def test_the_runs_of_one_way_have_shades_of_one_colour() -> None:
+    colours = figures.colours_of([f"{name}-9-{seed}" for name in FRONTIER for seed in (0, 1)], ways_of(FRONTIER, [9]))
+    assert len(set(colours.values())) == 4
+    assert colours["topk_k8-9-0"] == colours["topk_k8-9-1"]
+    assert (colours["topk-9-0"], colours["half-9-0"]) == figures.PALETTE[:2]
+
+
+def test_one_curve_joins_the_several_l0_of_a_way_and_one_the_ranks_of_pca() -> None:
+    rows = [
+        (f"{name}-9-{seed}", "trained", name, 9, 8.0 * n + seed, 1 / n, 0.5)
+        for n, name in enumerate(FRONTIER, 1)
+        for seed in (0, 1)
+    ]
+    rows += [(f"pca_rank_{rank}-9", "baseline", f"pca_rank_{rank}", 9, np.nan, 1 / rank, 0.4) for rank in (8, 64)]
+    rows += [("affine-9", "baseline", "affine", 9, np.nan, 0.3, 0.6)]
+    ways = ways_of(FRONTIER, [9])
+    table = placed_by_sparsity(pd.DataFrame(rows, columns=comparison().columns), ways)
+    assert table["way"].unique().tolist() == ["topk-9", "half-9", "pca-9", "affine-9"]
+    left, right = runs.frontier(table, figures.colours_of([row[0] for row in rows[:8]], ways)).axes
+    for axes in (left, right):
+        curves = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) > 1 and line.get_xdata()[0] > 1]
+        assert [list(curve) for curve in curves] == [[8.5, 16.5, 24.5], [8, 64]]
+        assert [text.get_text() for text in axes.texts] == ["pca-9", "affine-9"]
+    [legend] = left.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["topk-9", "half-9", "baseline"]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +258,7 @@ def test_a_missing_or_empty_input_is_named_with_its_stage_and_nothing_is_replace
     assert files_under(root / "plots") == before
 
 
-@pytest.mark.parametrize("template", ["curve", "curve_log", "histogram", "bars", "frontier", "prefixes"])
+@pytest.mark.parametrize("template", ["curve", "curve_log", "histogram", "scores", "bars", "frontier", "prefixes"])
 def test_a_run_has_the_same_colour_in_figures_and_on_the_page(template: str) -> None:
     specification = json.loads((ROOT / ".dvc/plots" / f"{template}.json").read_text())
     ranges = colour_ranges(specification)

@@ -25,6 +25,8 @@ class Targets(NamedTuple):
 def difference(frozen: Frozen, tokenizer: Any, answer: str, foil: str) -> Targets:
     """Return the direction of the logit of ``answer`` less that of ``foil``, each by its first token.
 
+    Where the model soft-caps its logits, these are the ones before it does.
+
     Raises:
         UserError: the two begin with the same token.
     """
@@ -32,7 +34,7 @@ def difference(frozen: Frozen, tokenizer: Any, answer: str, foil: str) -> Target
     if first == second:
         raise UserError(f"answer {answer!r} and foil {foil!r} begin with the same token; nothing tells them apart")
     unembedding = frozen.parts.unembedding
-    probability = float((unembedding @ frozen.last).softmax(0)[first])
+    probability = float(frozen.parts.head.logits(frozen.last[None])[0].softmax(0)[first])
     label = f"{tokenizer.decode([first]).strip()} − {tokenizer.decode([second]).strip()}"
     return Targets([Output(label, first, 1.0, probability)], (unembedding[first] - unembedding[second])[None])
 

@@ -61,7 +61,7 @@ class Frozen(NamedTuple):
     final: Float[Tensor, "d_model"]
     """The final norm's multiplier at the last position."""
     last: Float[Tensor, "d_model"]
-    """The last position's normalised state: its product with the unembedding is the logits."""
+    """The last position's normalised state, which the head makes logits of."""
 
 
 @torch.no_grad()
@@ -187,9 +187,7 @@ def _check(parts: ModelParts, transcoders: Mapping[int, Transcoder]) -> None:
 
 
 def _check_replay(parts: ModelParts, last: Tensor, logits: Any) -> None:
-    cap = getattr(parts.model.config, "final_logit_softcapping", None)
-    retraced = parts.unembedding @ last
-    retraced = cap * torch.tanh(retraced / cap) if cap else retraced
+    retraced = parts.head.logits(last[None])[0]
     error = float((retraced - logits).norm() / logits.norm())
     if not error < REPLAY_TOLERANCE:
         raise UserError(

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from transcoders.core.errors import UserError
+from transcoders.language.head import Head, read_head
 from transcoders.language.model import load_model
 
 Replacement = Callable[[Float[Tensor, "batch tokens d_model"]], Float[Tensor, "batch tokens d_model"]]
@@ -60,6 +61,7 @@ class ModelParts(NamedTuple):
     model: Any
     layers: list[Layer]
     final_norm: Norm
+    head: Head
 
     @property
     def device(self) -> torch.device:
@@ -68,9 +70,8 @@ class ModelParts(NamedTuple):
 
     @property
     def unembedding(self) -> Float[Tensor, "vocabulary d_model"]:
-        """Return the directions that raise each token's logit, as rows."""
-        weight: Tensor = self.model.get_output_embeddings().weight.detach()
-        return weight
+        """Return the directions that raise each token's logit, before a soft-cap if there is one, as rows."""
+        return self.head.weight if self.head.scale == 1 else self.head.weight * self.head.scale
 
 
 def load_parts(folder: Path, device: torch.device) -> ModelParts:
@@ -91,7 +92,10 @@ def take_apart(model: Any) -> ModelParts:
     model.eval().requires_grad_(False)
     body = model.base_model
     try:
-        return ModelParts(model, [_layer(layer) for layer in body.layers], _norm(body.norm))
+        layers, final_norm, head = [_layer(layer) for layer in body.layers], _norm(body.norm), read_head(model)
+        if head.bias is not None:
+            raise AttributeError("its logits have a bias")
+        return ModelParts(model, layers, final_norm, head)
     except AttributeError as error:
         raise UserError(
             f"model.name: circuits need layers like Gemma's or Llama's, and {type(model).__name__} has others ({error})"

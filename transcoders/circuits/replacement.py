@@ -13,7 +13,8 @@ from transcoders.circuits.frozen import Frozen, Step
 from transcoders.circuits.parts import ModelParts, Replacement, replaced
 from transcoders.core.files import rounded
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.evaluation.loss import ROWS_PER_CHUNK, ContextBatch, ModelLosses, add_rows, loss_metrics, no_losses
+from transcoders.evaluation.likelihood import compare, reference
+from transcoders.evaluation.loss import ContextBatch, ModelLosses, loss_metrics, no_losses
 from transcoders.evaluation.settings import EvaluateSettings
 
 CASES_PER_BATCH = 16
@@ -41,7 +42,7 @@ def replaced_losses(
     """
     losses = no_losses(["replaced", "with_errors", "zero", "mean"], documents)
     body = parts.model.base_model
-    with tqdm(desc="all MLPs replaced", total=sum(int(b.mask[:, 1:].sum()) for b in batches), unit="tok") as bar:
+    with tqdm(desc="all MLPs replaced", total=sum(batch.size for batch in batches), unit="tok") as bar:
         for batch in batches:
             tokens, predicted = batch.tokens.to(parts.device), batch.mask[:, 1:].to(parts.device)
 
@@ -56,13 +57,11 @@ def replaced_losses(
                 "zero": final(dict.fromkeys(transcoders, torch.zeros_like)),
                 "mean": final({n: _constant(means[n]) for n in transcoders}),
             }
-            clean, target = clean[:, :-1][predicted], tokens[:, 1:][predicted]
-            owner = batch.document[:, None].expand_as(batch.mask[:, 1:])[batch.mask[:, 1:]]
-            for start in range(0, len(target), ROWS_PER_CHUNK):
-                rows = slice(start, start + ROWS_PER_CHUNK)
-                chunk = {name: values[rows] for name, values in states.items()}
-                add_rows(losses, parts.model, clean[rows], chunk, target[rows, None], owner[rows])
-            bar.update(len(target))
+            predictions = reference(parts.head, clean[:, :-1][predicted], tokens[:, 1:][predicted])
+            losses.add_clean_(predictions.ce, batch)
+            for name, run in states.items():
+                losses.add_(name, compare(parts.head, predictions, run), batch)
+            bar.update(batch.size)
     return losses
 
 

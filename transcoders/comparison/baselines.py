@@ -1,5 +1,6 @@
 """What puts a dictionary in its place: the mean output, the affine map, PCA, and the untrained dictionary."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from transcoders.activations.reader import LabelledBatch
@@ -21,8 +22,11 @@ class Baselines(NamedTuple):
     """Of the training tokens: the unit of NMSE."""
 
 
-def fit_baselines(train: list[LabelledBatch], d_hidden: int, k: int) -> Baselines:
-    """Fit every baseline to ``train``; the untrained dictionary has ``d_hidden`` latents, of which k are active."""
+def fit_baselines(train: list[LabelledBatch], d_hidden: int, k: int, pca_ranks: Sequence[int] = ()) -> Baselines:
+    """Fit every baseline to ``train``; the untrained dictionary has ``d_hidden`` latents, of which k are active.
+
+    PCA has rank k, and each of ``pca_ranks``.
+    """
     statistics = measure(train)
     second_moments = moments(train)
     untrained = _untrained(train, d_hidden, k)
@@ -30,7 +34,7 @@ def fit_baselines(train: list[LabelledBatch], d_hidden: int, k: int) -> Baseline
     candidates = {
         "mean": Candidate(constant(second_moments.y_mean.float()), 0),
         "affine": Candidate(linear, 0),
-        f"pca_rank_{k}": Candidate(pca(second_moments, k), 0),
+        **{f"pca_rank_{rank}": Candidate(pca(second_moments, rank), 0) for rank in sorted({k, *pca_ranks})},
         "untrained": Candidate(transcoder_predictor(untrained), d_hidden),
     }
     return Baselines(candidates, linear, untrained, statistics.y_scale)

@@ -17,3 +17,6 @@ TERMINAL = {
     "cosine_max": "mean_max_cosine",
 }
 """Column of ``dvc metrics show`` -> column of the table. More columns, or longer names, are wider than a terminal."""
+
+SCORES = ("detection_score", "detection_above_0.7", "fuzzing_score", "fuzzing_above_0.7")
+"""How well descriptions of the latents predict: what the table of runs has of it."""

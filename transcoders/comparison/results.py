@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from transcoders.absorption.settings import COMPARED
-from transcoders.comparison.columns import TERMINAL
+from transcoders.comparison.columns import SCORES, TERMINAL
 
 LONGEST_NAME = 100
 
@@ -32,7 +32,7 @@ class RunResult(NamedTuple):
 
     def row(self) -> dict[str, Any]:
         """Return the run's row of the table; a run of which no latent was described has no detection score."""
-        described = {key: self.features[key] for key in ("detection_score",) if key in self.features}
+        described = {key: self.features[key] for key in SCORES if key in self.features}
         return {
             "name": self.name,
             "kind": "trained",
@@ -52,11 +52,6 @@ def runs_table(results: Iterable[RunResult], others: Iterable[pd.DataFrame]) -> 
     """Return the table: a row for each run, then the rows of ``others``, the baselines' and official tables."""
     rows: list[dict[Any, Any]] = [dict(result.row()) for result in results]
     return pd.DataFrame(rows + [row for table in others for row in table.to_dict("records")])
-
-
-def six_digits(table: pd.DataFrame) -> pd.DataFrame:
-    """Return ``table`` with its fractions to six significant digits, as metrics in JSON have them."""
-    return table.map(lambda value: float(f"{value:.6g}") if isinstance(value, float) else value)
 
 
 def for_terminal(table: pd.DataFrame) -> dict[str, dict[str, float]]:

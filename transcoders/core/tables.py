@@ -59,3 +59,8 @@ def _read(read: Any, path: Path, stage: str) -> pd.DataFrame:
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: damaged ({reason}); remove it and run `dvc repro {stage}`") from None
+
+
+def six_digits(table: pd.DataFrame) -> pd.DataFrame:
+    """Return ``table`` with its fractions to six significant digits, as metrics in JSON have them."""
+    return table.map(lambda value: float(f"{value:.6g}") if isinstance(value, float) else value)

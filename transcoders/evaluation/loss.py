@@ -1,22 +1,18 @@
-"""Whether the model still works with one MLP replaced: cross-entropy, KL and agreement."""
+"""What is left of the model's predictions with MLPs replaced: cross-entropy, KL and agreement, by document."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from transcoders.evaluation.bootstrap import interval
-from transcoders.evaluation.reconstruction import Predictor
+from transcoders.evaluation.likelihood import Likelihood
 from transcoders.evaluation.settings import EvaluateSettings
-from transcoders.language.taps import Tap
 
 CONTEXTS_PER_BATCH = 8
-ROWS_PER_CHUNK = 64  # logits of 64 tokens are 67 MB in Gemma's vocabulary; more only costs memory
 
 
 class ContextBatch(NamedTuple):
@@ -25,6 +21,21 @@ class ContextBatch(NamedTuple):
     tokens: Int[Tensor, "contexts length"]
     mask: Tensor
     document: Int[Tensor, "contexts"]
+
+    @property
+    def size(self) -> int:
+        """The number of tokens that are predicted: all but BOS."""
+        return int(self.mask[:, 1:].sum())
+
+    @property
+    def target(self) -> Int[Tensor, "tokens"]:
+        """The tokens that are predicted, contexts one after the other."""
+        return self.tokens[:, 1:][self.mask[:, 1:]]
+
+    @property
+    def owner(self) -> Int[Tensor, "tokens"]:
+        """The document of each of these tokens."""
+        return self.document.repeat_interleave(self.mask[:, 1:].sum(1))
 
 
 class ModelLosses(NamedTuple):
@@ -36,6 +47,16 @@ class ModelLosses(NamedTuple):
     agreement: dict[str, Float[Tensor, "documents"]]
     tokens: Float[Tensor, "documents"]
 
+    def add_clean_(self, ce: Float[Tensor, "tokens"], batch: ContextBatch) -> None:
+        """Add the clean run's cross-entropy at the predicted tokens of ``batch``, and count these."""
+        self.ce_clean.index_add_(0, batch.owner, ce.double().cpu())
+        self.tokens.index_add_(0, batch.owner, torch.ones(batch.size, dtype=torch.float64))
+
+    def add_(self, name: str, run: Likelihood, batch: ContextBatch) -> None:
+        """Add what the run ``name`` predicts of the tokens of ``batch``."""
+        for sums, values in ((self.ce, run.ce), (self.kl, run.kl), (self.agreement, run.agreement)):
+            sums[name].index_add_(0, batch.owner, values.double().cpu())
+
 
 def context_batches(rows: list[NDArray[np.int64]], document: NDArray[np.int64], limit: int) -> list[ContextBatch]:
     """Return batches of the first contexts that hold ``limit`` tokens together (BOS not counted)."""
@@ -43,9 +64,14 @@ def context_batches(rows: list[NDArray[np.int64]], document: NDArray[np.int64], 
     while count < len(rows) and left > 0:
         left -= len(rows[count]) - 1
         count += 1
+    return batches_of(rows[:count], document[:count])
+
+
+def batches_of(rows: list[NDArray[np.int64]], document: NDArray[np.int64]) -> list[ContextBatch]:
+    """Return contexts, each with its document, in batches."""
     result = []
-    for start in range(0, count, CONTEXTS_PER_BATCH):
-        part = [torch.as_tensor(np.array(row)).long() for row in rows[start : min(start + CONTEXTS_PER_BATCH, count)]]
+    for start in range(0, len(rows), CONTEXTS_PER_BATCH):
+        part = [torch.as_tensor(np.array(row)).long() for row in rows[start : start + CONTEXTS_PER_BATCH]]
         padded = torch.nn.utils.rnn.pad_sequence(part, batch_first=True)
         lengths = torch.tensor([len(row) for row in part])
         mask = torch.arange(padded.shape[1]) < lengths[:, None]
@@ -59,82 +85,6 @@ def no_losses(names: list[str], documents: int) -> ModelLosses:
     empty = torch.zeros(documents, dtype=torch.float64)
     ce, kl, agreement = ({name: empty.clone() for name in names} for _ in range(3))
     return ModelLosses(empty.clone(), ce, kl, agreement, empty.clone())
-
-
-@torch.inference_mode()
-def model_losses(
-    bridge: Any, tap: Tap, batches: list[ContextBatch], replacements: Mapping[str, Predictor], documents: int
-) -> ModelLosses:
-    """Run the model clean and with each replacement spliced in at the tap (at every token but BOS)."""
-    device = next(bridge.original_model.parameters()).device
-    losses = no_losses(list(replacements), documents)
-    total = sum(int(batch.mask[:, 1:].sum()) for batch in batches)
-    with tqdm(desc="model loss", total=total, unit="tok") as bar:
-        for batch in batches:
-            _add_batch(losses, bridge, tap, batch, replacements, device)
-            bar.update(int(batch.mask[:, 1:].sum()))
-    return losses
-
-
-def _add_batch(
-    losses: ModelLosses,
-    bridge: Any,
-    tap: Tap,
-    batch: ContextBatch,
-    replacements: Mapping[str, Predictor],
-    device: torch.device,
-) -> None:
-    """Add one batch of contexts to ``losses``: a clean pass, then one with each replacement."""
-    tokens = batch.tokens.to(device)
-    predicted = batch.mask[:, 1:].to(device)
-    target = tokens[:, 1:][predicted]
-    owner = batch.document[:, None].expand_as(batch.mask[:, 1:])[batch.mask[:, 1:]]
-    caught: dict[str, Tensor] = {}
-
-    def final_states(hooks: list[Any]) -> Tensor:
-        with bridge.hooks(fwd_hooks=hooks):
-            states = bridge.original_model.base_model(tokens, use_cache=False).last_hidden_state
-        return states[:, :-1][predicted]
-
-    def catch(value: Tensor, hook: Any) -> None:
-        caught[hook.name] = value
-
-    names = [bridge.hook_dict[name].name for name in (tap.hook_in, tap.hook_out)]
-    clean = final_states([(name, catch) for name in names])
-    x, y = (caught[name][:, 1:] for name in names)
-    states = {}
-    for name, predict in replacements.items():
-        flat = predict(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])).y_hat
-        spliced = torch.cat([caught[names[1]][:, :1], flat.reshape(y.shape)], dim=1)
-        states[name] = final_states([(names[1], lambda value, hook, new=spliced: new)])
-    for start in range(0, len(target), ROWS_PER_CHUNK):
-        rows = slice(start, start + ROWS_PER_CHUNK)
-        chunk = {name: values[rows] for name, values in states.items()}
-        add_rows(losses, bridge.original_model, clean[rows], chunk, target[rows, None], owner[rows])
-
-
-def add_rows(
-    losses: ModelLosses, model: Any, clean_states: Tensor, states: dict[str, Tensor], target: Tensor, owner: Tensor
-) -> None:
-    """Add what the model predicts from final states [tokens, d_model]: the clean ones and each replacement's."""
-
-    def log_probabilities(values: Tensor) -> Tensor:
-        logits = model.get_output_embeddings()(values).float()
-        cap = getattr(model.config, "final_logit_softcapping", None)
-        return torch.log_softmax(cap * torch.tanh(logits / cap) if cap else logits, dim=-1)
-
-    def add(into: Tensor, values: Tensor) -> None:
-        into.index_add_(0, owner, values.double().cpu())
-
-    clean = log_probabilities(clean_states)
-    add(losses.ce_clean, -clean.gather(1, target)[:, 0])
-    add(losses.tokens, torch.ones(len(owner)))
-    probabilities, choice = clean.exp(), clean.argmax(1)
-    for name, values in states.items():
-        replaced = log_probabilities(values)
-        add(losses.ce[name], -replaced.gather(1, target)[:, 0])
-        add(losses.agreement[name], (replaced.argmax(1) == choice).float())
-        add(losses.kl[name], torch.linalg.vecdot(probabilities, clean - replaced))
 
 
 def loss_metrics(losses: ModelLosses, name: str, settings: EvaluateSettings) -> dict[str, float]:

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 import torch
 
 from transcoders.activations.reader import LabelledBatch
-from transcoders.evaluation.loss import ContextBatch, loss_metrics, model_losses
-from transcoders.evaluation.predictors import constant
+from transcoders.evaluation.clean import CleanRun, replaced_losses
+from transcoders.evaluation.loss import loss_metrics
 from transcoders.evaluation.reconstruction import Predictor, Reconstruction, reconstruction
-from transcoders.evaluation.settings import EvaluateSettings
+from transcoders.evaluation.settings import EvaluateSettings, takes_bf16
+from transcoders.language.head import read_head
+from transcoders.language.passes import Passes
 from transcoders.language.taps import Tap
 
 
@@ -24,11 +26,10 @@ class HeldOut(NamedTuple):
     """Hold the text that nothing was trained on."""
 
     batches: Callable[[], Iterable[LabelledBatch]]
-    contexts: list[ContextBatch]
+    clean: CleanRun
     documents: int
     tap: Tap
     """Where the activations were read, and predictions are put back."""
-    y_mean: torch.Tensor
     output_scale: float
     """The unit of NMSE: ``y / output_scale`` has mean squared length d_out on training tokens."""
 
@@ -45,13 +46,13 @@ class Evaluation(NamedTuple):
 def evaluate(
     candidates: Mapping[str, Candidate], held_out: HeldOut, bridge: Any, settings: EvaluateSettings
 ) -> dict[str, Evaluation]:
-    """Evaluate ``candidates`` on the same held-out tokens; clean, zero and mean runs are shared."""
-    replacements = {
-        "zero": constant(torch.zeros_like(held_out.y_mean)),
-        "mean": constant(held_out.y_mean),
-        **{name: candidate.predict for name, candidate in candidates.items()},
-    }
-    losses = model_losses(bridge, held_out.tap, held_out.contexts, replacements, held_out.documents)
+    """Evaluate ``candidates`` on the same held-out tokens."""
+    passes, head = Passes(bridge, held_out.tap), read_head(bridge.original_model)
+    predictors = {name: candidate.predict for name, candidate in candidates.items()}
+    bf16 = takes_bf16(settings.precision, passes.device)
+    clean = held_out.clean
+    replaced = replaced_losses(passes, head, clean.batches, predictors, held_out.documents, bf16=bf16)
+    losses = replaced._replace(ce={**clean.losses.ce, **replaced.ce})
     result = {}
     for name, candidate in candidates.items():
         reconstructed = reconstruction(

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.features.observe import PAD, Observer
+from transcoders.language.head import read_head
 
 ROWS = 128
 RELATIVES = 6
@@ -19,7 +20,7 @@ LEAST_EXCESS = 0.2
 
 
 class Unembedding(NamedTuple):
-    """Say how the residual stream becomes logits, but for the norm's scale: ``logits = (gain * r) W_U``."""
+    """Say how the residual stream becomes logits, but for the norm's scale and a cap: ``logits = (gain * r) W_U``."""
 
     weight: Float[Tensor, "vocabulary d"]
     gain: Float[Tensor, "d"]
@@ -46,16 +47,17 @@ class Relatives(NamedTuple):
 
 @torch.no_grad()
 def read_unembedding(model: Any, tokenizer: Any) -> Unembedding:
-    """Return the output embeddings of a Hugging Face model and the gain of its final norm.
+    """Return the output embeddings of a Hugging Face model, and the gain of its final norm times its logits' scale.
 
     The gain is measured on a vector of mean 0 and mean square 1, which an RMSNorm and a LayerNorm
     only scale (by w in some families, by 1 + w in Gemma) and shift.
     """
-    weight = model.get_output_embeddings().weight.detach()
+    head = read_head(model)
+    weight = head.weight
     norm = _last_norm(model)
     probe = torch.ones(weight.shape[1], device=weight.device)
     probe[1::2] = -1
-    gain = (norm(probe) - norm(-probe)) / 2 * probe
+    gain = (norm(probe) - norm(-probe)) / 2 * probe * head.scale
     texts = tokenizer.convert_ids_to_tokens(range(min(len(weight), len(tokenizer))))
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     named = [i for i, text in enumerate(texts) if i not in special and text and "unused" not in text]

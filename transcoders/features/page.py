@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from transcoders.features.scores import LEAST
+
 ASSETS = Path(__file__).parent / "page"
 CHUNK = 32
 """Latents in a data file."""
@@ -37,6 +39,7 @@ def write_page(
         "summary": summary,
         "chunk": CHUNK,
         "groups": groups,
+        "least_unseen": LEAST,
         "documents": list(documents),
         "explainer": explainers,
         "latent": latents["latent"].tolist(),

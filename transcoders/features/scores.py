@@ -68,9 +68,9 @@ def _balanced_accuracy(answers: list[bool], truth: NDArray[np.bool_]) -> float:
 def histogram(scores: NDArray[np.float64]) -> pd.DataFrame:
     """Return the scored latents by score, in bins of 0.05; columns score (the bin's centre), latents, share.
 
-    With 20 windows a side scores are multiples of 0.025: the bins' edges lie between these.
+    With 20 windows a side scores are multiples of 0.025: the bins' edges lie between these, and the last holds 1.
     """
-    counts, edges = np.histogram(scores[~np.isnan(scores)], bins=np.arange(-0.0125, 1.05, 0.05))
+    counts, edges = np.histogram(scores[~np.isnan(scores)], bins=np.arange(-0.0375, 1.02, 0.05))
     centres = (edges[:-1] + edges[1:]) / 2
     return pd.DataFrame({"score": centres, "latents": counts, "share": counts / max(counts.sum(), 1)})
 

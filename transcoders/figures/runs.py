@@ -33,9 +33,9 @@ class Panel(NamedTuple):
     percent: bool = False
 
 
-PANELS = (
-    Panel("loss", "Training loss", "loss (normalised units)", log=True),
-    Panel("nmse", "Normalised MSE", "NMSE"),
+PANELS = (  # not the loss: that of a nested run is a sum over its prefixes, and has no common scale with a plain one's
+    Panel("nmse", "Training error", "NMSE of all latents so far", log=True),
+    Panel("validation_nmse", "Validation error", "NMSE of all latents so far", log=True),
     Panel("l0", "L0", "active latents per token"),
     Panel("dead_fraction", "Dead latents", "share of all latents", percent=True),
     Panel("learning_rate", "Learning rate", "learning rate"),
@@ -44,7 +44,7 @@ PANELS = (
 
 
 def training_curves(curves: pd.DataFrame, colours: Colours) -> Figure:
-    """Draw loss, NMSE, L0, dead latents, learning rate and gradient norm over training tokens."""
+    """Draw training and validation error, L0, dead latents, learning rate and gradient norm over training tokens."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 5.6), layout="constrained")
         grid = figure.subplots(2, 3, sharex=True)
@@ -57,23 +57,11 @@ def training_curves(curves: pd.DataFrame, colours: Colours) -> Figure:
 
 
 def draw_panel(axes: Axes, panel: Panel, curves: pd.DataFrame, colours: Colours) -> None:
-    """Draw one curve a run; the NMSE also on the validation documents."""
-    pale = 0.35 if panel.column == "nmse" else 1.0
+    """Draw one curve a run; with dots where only some steps have a value."""
     for name, curve in curves.groupby("run", sort=False):
-        axes.plot(curve["tokens"], curve[panel.column], color=colours[str(name)], alpha=pale)
-        if panel.column == "nmse":
-            validation = curve.dropna(subset=["validation_nmse"])
-            axes.plot(
-                validation["tokens"],
-                validation["validation_nmse"],
-                color=colours[str(name)],
-                marker="o",
-                markersize=3,
-            )
-    if panel.column == "nmse":
-        axes.plot([], [], color="#6E6E6E", alpha=pale, label="training")
-        axes.plot([], [], color="#6E6E6E", marker="o", markersize=3, label="validation")
-        axes.legend()
+        measured = curve.dropna(subset=[panel.column])
+        dots = "o" if len(measured) < len(curve) else None
+        axes.plot(measured["tokens"], measured[panel.column], color=colours[str(name)], marker=dots, markersize=3)
     axes.set_title(panel.title)
     axes.set_ylabel(panel.label)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -109,6 +97,7 @@ def detection_scores(scores: pd.DataFrame, colours: Colours) -> Figure:
         draw_histograms(axes, scores, "score", colours)
         axes.axvline(0.5, color="0.5", linewidth=0.8, linestyle=":")
         axes.annotate("chance", (0.5, 1), (-3, -3), ("data", "axes fraction"), "offset points", ha="right", va="top")
+        axes.set_xlim(right=1)
         axes.set_title("How well descriptions tell unseen contexts")
         axes.set_xlabel("detection score (balanced accuracy)")
         legend_of_runs(figure, colours)
@@ -173,38 +162,43 @@ def draw_bars(axes: Axes, table: pd.DataFrame, column: str, colours: Colours) ->
 
 
 def frontier(table: pd.DataFrame, colours: Colours) -> Figure:
-    """Draw FVU and loss recovered over sparsity; one row a layer."""
+    """Draw FVU and loss recovered over sparsity, a curve for what has several; one row a layer."""
     layers = table["layer"].drop_duplicates().tolist()
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.6 * len(layers) + 0.2), layout="constrained")
         grid = figure.subplots(len(layers), 2, squeeze=False)
         for row, layer in zip(grid, layers, strict=True):
             here = table[table["layer"] == layer]
-            draw_frontier(row[0], here, "fvu", colours)
+            draw_frontier(row[0], here[here["variant"] != "mean"], "fvu", colours)
             draw_frontier(row[1], here, "loss_recovered", colours)
             row[0].set_title(f"Layer {layer}: L0 and variance unexplained")
             row[1].set_title("L0 and loss recovered")
-            row[0].set_ylabel("FVU (lower is better)")
+            row[0].set_ylabel("FVU (lower is better, the mean has 1)")
             row[1].set_ylabel("loss recovered (higher is better)")
         legend_of_points(figure, table, colours)
     return figure
 
 
 def draw_frontier(axes: Axes, table: pd.DataFrame, column: str, colours: Colours) -> None:
-    """Draw a marker for what has an L0, a line across for what has none (the mean, an affine map)."""
-    sparse = table[(table["l0"] > 0) & table[column].notna()]
-    rows: Any = sparse.itertuples()
-    for row in rows:
-        value = getattr(row, column)
-        axes.plot(row.l0, value, **marker_of(row, colours))
-        if row.name not in colours:
-            label(axes, row.name, (row.l0, value), (-3, 6))
+    """Draw a marker for what has an L0 or a rank, a line across for what has none (the mean, an affine map)."""
+    sparse = table[(table["sparsity"] > 0) & table[column].notna()]
+    for _, points in sparse.groupby("way", sort=False):
+        curve = points.groupby("variant")[["sparsity", column]].mean().sort_values("sparsity")  # of the seeds
+        last: Any = next(points.iloc[-1:].itertuples())
+        dashes = "-" if last.kind == "trained" else "--"
+        axes.plot(*curve.to_numpy().T, color=colour_of(last, colours), linestyle=dashes, linewidth=1, zorder=1.8)
+    rows: Any = sparse.sort_values("kind", key=lambda kind: kind == "trained", kind="stable").itertuples()
+    for row in rows:  # what was trained lies on top
+        axes.plot(row.sparsity, getattr(row, column), **marker_of(row, colours))
+    for way, points in sparse[~sparse["name"].isin(list(colours))].groupby("way", sort=False):
+        name = str(way) if len(points) > 1 else points["name"].iloc[0]
+        label(axes, name, (points["sparsity"].iloc[0], points[column].iloc[0]), (-3, 6))
     readable_log(axes, "x")
     if len(sparse):
-        axes.set_xlim(sparse["l0"].min() / 2, sparse["l0"].max() * 3)
+        axes.set_xlim(sparse["sparsity"].min() / 2, sparse["sparsity"].max() * 3)
     axes.margins(y=0.08)
-    axes.set_xlabel("L0 (active latents per token)")
-    rows = table[~(table["l0"] > 0) & table[column].notna()].itertuples()
+    axes.set_xlabel("L0 (active latents per token), rank of PCA")
+    rows = table[~(table["sparsity"] > 0) & table[column].notna()].itertuples()
     for row in rows:
         value = getattr(row, column)
         axes.axhline(value, color=KIND_COLOURS["baseline"], linestyle="--", linewidth=0.9)

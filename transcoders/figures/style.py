@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -53,11 +55,27 @@ STYLE: dict[Any, Any] = {
 Colours = Mapping[str, str]
 
 
-def colours_of(run_names: Iterable[str]) -> dict[str, str]:
-    """Return each run's colour, by its place among the runs; the seeds of a variant and layer share one."""
+def colours_of(run_names: Iterable[str], ways: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Give every run a colour, by its place among the runs; the seeds of a variant and layer share one.
+
+    ``ways`` says which way to train each variant and layer is of (``tables.ways_of``): those of one way have shades of
+    one colour, the last the fullest.
+    """
     kinds = {name: name.rsplit("-", 1)[0] for name in run_names}
-    places = {kind: place for place, kind in enumerate(dict.fromkeys(kinds.values()))}
-    return {name: PALETTE[places[kind] % len(PALETTE)] for name, kind in kinds.items()}
+    members: dict[str, list[str]] = {}
+    for kind in dict.fromkeys(kinds.values()):
+        members.setdefault((ways or {}).get(kind, kind), []).append(kind)
+    colours = {}
+    for place, of_way in enumerate(members.values()):
+        for kind, white in zip(of_way, np.linspace(0.6, 0, len(of_way) + 1)[1:], strict=True):
+            colours[kind] = _paler(PALETTE[place % len(PALETTE)], white)
+    return {name: colours[kind] for name, kind in kinds.items()}
+
+
+def _paler(colour: str, share: float) -> str:
+    """Return ``colour`` with ``share`` of white mixed in."""
+    red, green, blue = (part + share * (1 - part) for part in to_rgb(colour))
+    return to_hex((red, green, blue)).upper()
 
 
 def legend_names(colours: Colours) -> dict[str, str]:
@@ -128,12 +146,14 @@ def legend_of_kinds(figure: Figure, table: pd.DataFrame) -> None:
 
 
 def legend_of_points(figure: Figure, table: pd.DataFrame, colours: Colours) -> None:
-    """Name every run, with one entry for each other kind (whose points carry their names)."""
-    sparse = table[table["l0"] > 0]
-    one_a_colour = {colours[name]: name for name in reversed(list(colours))}.values()  # one of several seeds
-    runs = sparse[sparse["name"].isin(one_a_colour)].itertuples()
-    kinds = sparse[~sparse["name"].isin(colours)].drop_duplicates("kind").itertuples()
-    handles = [Line2D([], [], label=row.name, **marker_of(row, colours)) for row in runs]
+    """Name every way to train, or its only run, with one entry for each other kind (whose points carry their names)."""
+    sparse = table[table["sparsity"] > 0]
+    trained = sparse["name"].isin(list(colours))
+    handles = []
+    for way, rows in sparse[trained].groupby("way", sort=False):
+        row: Any = next(rows.iloc[-1:].itertuples())
+        handles.append(Line2D([], [], label=way if len(rows) > 1 else row.name, **marker_of(row, colours)))
+    kinds = sparse[~trained].drop_duplicates("kind").itertuples()
     handles += [Line2D([], [], label=row.kind, **marker_of(row, colours)) for row in kinds]
     legend_below(figure, handles)
 

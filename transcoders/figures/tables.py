@@ -1,5 +1,11 @@
 """The tables behind figures and `dvc plots`: as many rows as a chart of about 500 pixels can show."""
 
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -43,6 +49,32 @@ def by_prefix(groups: pd.DataFrame, pruned: pd.DataFrame) -> pd.DataFrame:
     cut = pruned.rename(columns={"name": "run"}).assign(kind="pruned")
     table = pd.concat([trained, cut])[PREFIX_COLUMNS]
     return table.assign(name=table["run"] + np.where(table["kind"] == "pruned", " pruned", ""))
+
+
+def ways_of(variants: Mapping[str, Mapping[str, Any]], layers: Iterable[int]) -> dict[str, str]:
+    """Return the way to train of ``<variant>-<layer>``, for all ``variants``, which have their settings.
+
+    Variants that differ in ``k_share`` alone are of one way, which has the first one's name without its ``_k8``.
+    """
+    settings = {
+        name: json.dumps({key: value for key, value in given.items() if key != "k_share"}, sort_keys=True)
+        for name, given in variants.items()
+    }
+    first = {given: name for name, given in reversed(settings.items())}
+    counts = Counter(settings.values())
+    ways = {
+        name: re.sub(r"_k\d+$", "", first[given]) if counts[given] > 1 else name for name, given in settings.items()
+    }
+    return {f"{name}-{layer}": f"{way}-{layer}" for name, way in ways.items() for layer in layers}
+
+
+def placed_by_sparsity(comparison: pd.DataFrame, ways: Mapping[str, str]) -> pd.DataFrame:
+    """Add the columns ``sparsity`` (L0, or the rank of PCA) and ``way``: the points of one are joined to a curve."""
+    rank = comparison["name"].str.extract(r"^pca_rank_(\d+)-\d+$", expand=False).astype(float)
+    rank = rank.where(comparison["kind"] == "baseline")
+    way = comparison["name"].str.rsplit("-", n=1).str[0].map(ways).where(comparison["kind"] == "trained")
+    pca = ("pca-" + comparison["layer"].astype(str)).where(rank.notna())
+    return comparison.assign(way=way.fillna(pca).fillna(comparison["name"]), sparsity=comparison["l0"].fillna(rank))
 
 
 def shares(density: pd.DataFrame) -> pd.DataFrame:

@@ -18,6 +18,9 @@ class CompareSettings(Settings):
     """Transcoders of others: a folder below inputs/transcoders, a URL, or ``org/repo:folder`` on the Hub;
     ``…@layer`` where neither says it."""
 
+    pca_ranks: list[Annotated[int, Field(gt=0)]] = Field(default_factory=list)
+    """Ranks of PCA beside that of train.k, for a curve of it."""
+
     @model_validator(mode="after")
     def _urls_hold_no_secret(self) -> Self:
         for reference in self.official:

@@ -146,9 +146,7 @@ def groupmax_encode(
 
 def decode(latents: SparseLatents, W_dec: Float[Tensor, "d_hidden d_out"]) -> Float[Tensor, "tokens d_out"]:
     """Return `z W_dec`, without a bias; differentiable in the latents' values and in W_dec."""
-    check_decoder(latents, W_dec)
-    y_hat: Tensor = _module(W_dec).decode(latents, W_dec)
-    return y_hat
+    return decode_nested(latents, W_dec, (latents.d_hidden,))[0]
 
 
 def decode_nested(

@@ -36,7 +36,8 @@ def auxk(
         return loss
     encoder, decoder = _Rows.apply(W_enc, dead), _Rows.apply(W_dec, dead)
     latents = module.topk_encode(x, encoder, b_enc[dead], (Group(0, len(dead), k_aux),))
-    return (residual - module.decode(latents, decoder)).square().mean() / variance
+    (y_hat,) = module.decode_nested(latents, decoder, (len(dead),))
+    return (residual - y_hat).square().mean() / variance
 
 
 def variance_of(residual: Float[Tensor, "tokens d_out"]) -> Float[Tensor, ""]:

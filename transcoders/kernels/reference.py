@@ -51,10 +51,6 @@ def auxk(
     return (residual.detach() - z @ W_dec[dead]).square().mean() / variance
 
 
-def decode(latents: SparseLatents, W_dec: Tensor) -> Float[Tensor, "tokens d_out"]:
-    return latents.dense() @ W_dec
-
-
 def decode_nested(
     latents: SparseLatents, W_dec: Tensor, prefixes: tuple[int, ...]
 ) -> Float[Tensor, "prefixes tokens d_out"]:

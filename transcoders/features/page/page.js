@@ -28,13 +28,19 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
-const percent = (x) => (x === 0 ? "0 %" : x < 0.0001 ? `${(x * 100).toExponential(1)} %` : `${+(x * 100).toPrecision(2)} %`);
+const percent = (x) => `${(x * 100).toLocaleString("en", { maximumSignificantDigits: 2 })} %`;
 const number = (x) => String(+x.toPrecision(3));
 const visible = (text) => text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll(" ", "␣");
 
-function scoreNode(score) {
+/** Why a latent has no score. */
+const unscored = (row) => (index.description[row]
+  ? `too rare: it fires in fewer than ${index.least_unseen} contexts of unseen documents`
+  : "undescribed: the explainer gave no usable answer");
+
+function scoreNode(row) {
+  const score = index.score[row];
   if (score === null) {
-    return make("span", { class: "score none", title: "too few unseen contexts in which it fires" }, "no score");
+    return make("span", { class: "score none", title: `No score, ${unscored(row)}` }, unscored(row).split(":")[0]);
   }
   return make("span", { class: score > 0.7 ? "score good" : "score", title: "detection score" }, score.toFixed(2));
 }
@@ -79,7 +85,7 @@ function rowNode(row) {
   return make("li", {}, make("a", { href: `#${id}`, "data-latent": id },
     make("span", { class: "id" }, `#${id}`),
     make("span", { class: "text" }, index.description[row] || "no description"),
-    make("span", { class: "right" }, scoreNode(index.score[row]),
+    make("span", { class: "right" }, scoreNode(row),
       make("span", { class: "density", title: "share of tokens on which it fires" }, percent(index.density[row])))));
 }
 
@@ -155,9 +161,9 @@ function detail(row, latent, vocabulary) {
       make("span", { class: "steps" }, previous, next)),
     make("p", { class: "description" }, index.description[row] || "No description: the explainer gave no usable answer."),
     facts([
-      ["Score", make("span", {}, scoreNode(score),
-        make("span", { class: "quiet" }, score === null ? " (too few unseen contexts in which it fires)"
-          : ` on ${latent.scored_on} unseen contexts, half of them active`))],
+      ["Score", score === null ? make("span", { class: "quiet" }, `none, ${unscored(row)}`)
+        : make("span", {}, scoreNode(row),
+          make("span", { class: "quiet" }, ` on ${latent.scored_on} unseen contexts, half of them active`))],
       ["Described by", index.explainer[latent.explainer] || "–"],
       ["Fires on", `${percent(index.density[row])} of tokens (${latent.firings.toLocaleString("en")})`],
       ...(index.groups > 1 ? [["Group", `${index.group[row]} of ${index.groups}`]] : []),
@@ -305,7 +311,10 @@ const mtxplt = {
   },
 };
 
-$("controls").addEventListener("submit", (event) => event.preventDefault());
+$("controls").addEventListener("submit", (event) => { // Enter in the search field
+  event.preventDefault();
+  $("list").querySelector("a")?.click();
+});
 $("search").addEventListener("input", refresh);
 $("sort").addEventListener("change", refresh);
 $("group").addEventListener("change", refresh);

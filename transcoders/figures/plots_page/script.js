@@ -19,6 +19,21 @@
     };
   }
 
+  /** The text in lines that fit the card of `target`, which Vega would cut. */
+  function lines(text, target) {
+    const columns = Math.floor(document.querySelector(target).clientWidth / 8.5);
+    return text.split(" ").reduce((done, word) => {
+      const longer = `${done.at(-1)} ${word}`.trim();
+      return longer.length > columns ? [...done, word] : [...done.slice(0, -1), longer];
+    }, [""]);
+  }
+
+  /** The height of a bar chart in pixels: Vega-Lite warns about a height in steps beside a width that fits. */
+  function height({ height, data, encoding }) {
+    if (!height?.step) return height;
+    return height.step * new Set(data.values.map((row) => `${row[encoding.y.field]} ${row.rev}`)).size;
+  }
+
   // Without the schema's address, which names an older Vega-Lite, there is no warning about it.
   function draw([target, { $schema, ...spec }]) {
     if (!Object.keys(spec).length) {  // DVC's answer where no revision has the table
@@ -29,7 +44,8 @@
       mode: "vega-lite", renderer: "svg", config: config(),
       actions: { export: true, source: false, compiled: false, editor: false },
     };
-    return embed(target, spec, options).catch((error) => {
+    const fitted = { ...spec, title: lines(spec.title, target), height: height(spec) };
+    return embed(target, fitted, options).catch((error) => {
       console.error(target, error);
       const box = document.querySelector(target);
       box.className = "failed";

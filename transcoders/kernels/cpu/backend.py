@@ -90,10 +90,6 @@ def keep_largest_(pre: Tensor, k: int) -> None:
         pre.copy_(wide)
 
 
-def decode(latents: SparseLatents, W_dec: Tensor) -> Float[Tensor, "tokens d_out"]:
-    return decode_nested(latents, W_dec, (latents.d_hidden,))[0]
-
-
 def decode_nested(
     latents: SparseLatents, W_dec: Tensor, prefixes: tuple[int, ...]
 ) -> Float[Tensor, "prefixes tokens d_out"]:

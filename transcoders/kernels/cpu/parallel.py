@@ -83,12 +83,7 @@ def _torch_openmp() -> Any:
     """Return the GNU OpenMP runtime of this process, or None if torch has not loaded it."""
     try:
         library = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)
-        library.GOMP_parallel.argtypes = [
-            _CALLBACK,
-            ctypes.c_void_p,
-            ctypes.c_uint,
-            ctypes.c_uint,
-        ]
+        library.GOMP_parallel.argtypes = [_CALLBACK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         library.GOMP_parallel.restype = None
     except (OSError, AttributeError):
         return None

@@ -63,10 +63,6 @@ def keep_largest_(pre: Tensor, k: int) -> None:
         triton_kernels.keep_largest[(tokens,)](pre, latents, k, tile, num_warps=8 if tile > 2048 else 4)
 
 
-def decode(latents: SparseLatents, W_dec: Tensor) -> Float[Tensor, "tokens d_out"]:
-    return decode_nested(latents, W_dec, (latents.d_hidden,))[0]
-
-
 def decode_nested(
     latents: SparseLatents, W_dec: Tensor, prefixes: tuple[int, ...]
 ) -> Float[Tensor, "prefixes tokens d_out"]:

@@ -1,0 +1,52 @@
+"""What is planted into activations, and which runs are trained on them."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from transcoders.core.settings import Settings
+
+
+class PlantedSettings(Settings):
+    """Families of one parent feature and some children, and the variants that are trained on them."""
+
+    layers: list[int] = Field(default_factory=list)
+    """Of ``runs.layers``; none turns the stages off."""
+    variants: list[str] = Field(default_factory=list)
+    """Of ``variants``: each is trained anew on activations with families in them, with each of ``seeds``."""
+    seeds: list[int] = Field(default_factory=list)
+    families: int = Field(default=64, gt=0)
+    """With children that fire with their parent alone."""
+    controls: int = Field(default=16, gt=0)
+    """Families without children, and as many whose children fire whatever their parent does."""
+    children: int = Field(default=4, gt=1)
+    lowest_rate: float = Field(default=0.002, gt=0, lt=1)
+    """Share of the tokens on which the rarest parent fires; rates are log-uniform up to ``highest_rate``."""
+    highest_rate: float = Field(default=0.02, gt=0, lt=1)
+    with_child: float = Field(default=0.8, gt=0, lt=1)
+    """Share of a parent's firings with exactly one child."""
+    size: float = Field(default=1.0, gt=0)
+    """Of a feature in y: times what the median living latent of the plain run adds to y where it fires."""
+    child_size: float = Field(default=1.0, gt=0)
+    """Of a child in y, times that of its parent."""
+    spread: float = Field(default=0.2, ge=0, lt=1)
+    """Activations are uniform within 1 ± so much."""
+    detectable: float = Field(default=0.99, gt=0.5, lt=1)
+    """AUROC of the best linear probe on x for each feature, which decides its size in x."""
+    components: int = Field(default=64, ge=0)
+    """Principal components of x and of y that features are orthogonal to."""
+    draws: int = Field(default=8, gt=0)
+    """Times that the held-out tokens are measured, each with other firings."""
+    bootstrap: int = Field(default=1000, gt=0)
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _rates_rise(self) -> Self:
+        if self.highest_rate < self.lowest_rate:
+            raise ValueError(f"highest_rate: {self.highest_rate:g} is below lowest_rate, {self.lowest_rate:g}")
+        return self
+
+    @property
+    def directions(self) -> int:
+        """How many orthogonal directions the features need in x, and in y."""
+        return (self.families + 2 * self.controls) * (1 + self.children)
