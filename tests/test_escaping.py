@@ -20,6 +20,7 @@ from transcoders.circuits.parts import take_apart
 from transcoders.features.page import write_page
 from transcoders.figures import runs as figures
 from transcoders.figures.style import colours_of, save
+from transcoders.figures.tables import placed_by_sparsity
 
 __all__ = ["repository"]
 RUN = "window.taken=1"
@@ -115,6 +116,7 @@ def test_the_figures(tab: Page, tmp_path: Path) -> None:
         }
     )
     colours = colours_of(["topk-9-0"])
+    table = placed_by_sparsity(table, {})
     for name, draw in (("comparison", figures.comparison), ("frontier", figures.frontier)):
         save(draw(table, colours), tmp_path / name)
         tab.goto((tmp_path / f"{name}.svg").as_uri())

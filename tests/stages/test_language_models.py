@@ -13,7 +13,7 @@ from families_support import POSITIONS, VOCABULARY, tiny_model
 from ruamel.yaml import YAML
 from tests_support import save_numbers_tokenizer
 
-from stages import collect, evaluate, model, split, train
+from stages import clean, collect, evaluate, model, split, train
 from stages.common.paths import Run
 from transcoders import Transcoder
 from transcoders.__main__ import main as command_line
@@ -74,6 +74,7 @@ def test_a_model_without_bos_goes_through_the_pipeline(checkout, monkeypatch):
     collect.main()
     split.work()
     train.work(RUN)
+    clean.work(RUN.layer)
     evaluate.work(RUN)
 
     contexts = read_parquet(Path("data/contexts.parquet"), "collect", ["tokens"])["tokens"]

@@ -11,7 +11,7 @@ import torch
 from ruamel.yaml import YAML
 from tests_support import make_store
 
-from stages import collect, evaluate, split, train
+from stages import clean, collect, evaluate, split, train
 from stages.common.inputs import open_inputs
 from stages.common.paths import Run
 from transcoders.activations.recompute import open_store
@@ -63,6 +63,7 @@ def test_int8_compressed_x_alone_serves_the_stages(checkout):
     exact = torch.tensor(store.attributes["mlp_out_mean"])  # of the y that the model gave
     assert float((y.mean(0) - exact).norm() / exact.norm()) < 0.02
     train.work(RUN)
+    clean.work(RUN.layer)
     evaluate.work(RUN)
     assert json.loads(Path(f"data/evaluate/{RUN.name}/metrics.json").read_text())["fvu"] < 1
 
