@@ -69,12 +69,14 @@ def test_zeroing_the_mlp_hurts_and_recovers_nothing(losses):
     assert metrics["loss_tokens"] == sum(len(row) - 1 for row in losses[1])
 
 
-def test_contexts_are_taken_until_the_limit():
-    rows = [np.arange(5), np.arange(9), np.arange(3)]
-    batches = context_batches(rows, np.array([2, 0, 1]), 6)
+def test_contexts_are_taken_until_the_limit_and_short_ones_run_together():
+    rows = [np.arange(9), np.arange(5), np.arange(3)]
+    batches = context_batches(rows, np.array([2, 0, 1]), 10)
     assert sum(len(batch.document) for batch in batches) == 2
     assert batches[0].mask.sum(1).tolist() == [5, 9]
-    assert batches[0].document.tolist() == [2, 0]
+    assert batches[0].document.tolist() == [0, 2]
+    assert batches[0].owner.tolist() == [0] * 4 + [2] * 8
+    assert batches[0].target.tolist() == [*range(1, 5), *range(1, 9)]
 
 
 def test_evaluations_start_from_what_the_file_of_the_clean_run_holds(tmp_path):

@@ -103,8 +103,8 @@ def reference(head: Head, states: States, target: Int[Tensor, "tokens"], *, bf16
         for rows, ids in zip(states.split(ROWS), target.split(ROWS), strict=True):
             sums, choice, mean_row = _Sums(ids[:, None]), torch.zeros_like(ids), torch.zeros_like(rows)
             for block, logits in _blocks(head, rows):
-                value, place = logits.max(1)
-                choice = torch.where(value > sums.largest, place + block.start, choice)
+                larger = logits.amax(1) > sums.largest
+                choice[larger] = logits[larger].argmax(1) + block.start
                 mean_row.mul_(sums.add_(logits, block.start)[:, None]).addmm_(logits, head.weight[block])
             ce = sums.log_total - sums.logits[:, 0]
             parts.append(Reference(rows, ids, choice, ce, sums.log_total, mean_row / sums.total[:, None]))
