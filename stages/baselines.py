@@ -12,14 +12,11 @@ from transcoders.absorption.settings import AbsorptionSettings
 from transcoders.absorption.suite import NO_LETTERS, FirstLetterTask, compared
 from transcoders.absorption.words import load_task
 from transcoders.comparison.baselines import fit_baselines
-from transcoders.comparison.columns import SCORES
 from transcoders.core.devices import resolve_device
 from transcoders.core.files import rounded
 from transcoders.core.tables import write_csv
 from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.evaluation.suite import evaluate
-from transcoders.features.settings import FeatureSettings
-from transcoders.features.study import study
 from transcoders.language.model import load_bridge
 from transcoders.training.settings import DHidden, latents_of
 
@@ -32,7 +29,6 @@ class Params(StageParams):
     pca_ranks: list[int] = Field(alias="compare.pca_ranks")
     evaluate: EvaluateSettings
     absorption: AbsorptionSettings
-    features: FeatureSettings
     device: str
 
 
@@ -52,14 +48,10 @@ def work(layer: int) -> None:
     }
     held_out = open_held_out(inputs, params.evaluate, fitted.output_scale, device)
     evaluations = evaluate(fitted.candidates, held_out, load_bridge(MODEL, device), params.evaluate)
-    # What a description scores that has nothing to describe: the floor of the trained dictionaries' scores.
-    floor = study(fitted.untrained, inputs.store, inputs.documents["test"], MODEL, params.features, None).metrics
-    described = {"untrained": {name: floor[name] for name in SCORES if name in floor}}
     rows = [
         {"name": f"{name}-{layer}", "kind": "baseline", "variant": name, "layer": layer, "d_hidden": candidate.d_hidden}
         | rounded(evaluations[name].metrics)
         | compared(absorption.get(name, {}))
-        | rounded(described.get(name, {}))
         for name, candidate in fitted.candidates.items()
     ]
     write_csv(pd.DataFrame(rows), baselines_of(layer))

@@ -6,12 +6,12 @@ import pandas as pd
 
 from stages.common.entry import entry, no_arguments
 from stages.common.params import Name, RunSettings, StageParams
-from stages.common.paths import COMPARISON, METRICS, OFFICIAL, Run, all_runs, baselines_of, pruned_of
+from stages.common.paths import COMPARISON, METRICS, OFFICIAL, Run, all_runs, baselines_of, floor_of, pruned_of
 from transcoders.comparison.checks import check_all
 from transcoders.comparison.contrast import contrasts
 from transcoders.comparison.hypotheses import hypotheses
 from transcoders.comparison.report import main_columns, report
-from transcoders.comparison.results import RunResult, for_terminal, runs_table
+from transcoders.comparison.results import RunResult, for_terminal, runs_table, with_floor
 from transcoders.core.files import read_json, replacing, write_json
 from transcoders.core.tables import read_csv, six_digits, write_csv
 from transcoders.evaluation.settings import EvaluateSettings
@@ -45,13 +45,19 @@ def read_result(run: Run) -> RunResult:
     )
 
 
+def read_baselines(layer: int) -> pd.DataFrame:
+    """Read what is known of the baselines of ``layer``."""
+    floor = read_json(floor_of(layer), f"run `dvc repro -f floor@{layer}`")
+    return with_floor(read_csv(baselines_of(layer), f"baselines@{layer}"), floor)
+
+
 def work() -> None:
     """Read what all stages wrote; write data/compare/ and metrics/, a file for each row of the table."""
     params = Params.read()
     runs = params.runs
     results = [read_result(run) for run in all_runs(runs.variants, runs.layers, runs.seeds)]
     variants = {name: params.variants[name] for name in runs.variants}
-    baselines = [read_csv(baselines_of(layer), f"baselines@{layer}") for layer in runs.layers]
+    baselines = [read_baselines(layer) for layer in runs.layers]
     table = runs_table(results, [*baselines, read_csv(OFFICIAL, "official")])
     pruned = pd.concat([read_csv(pruned_of(layer), f"pruned@{layer}") for layer in runs.layers])
     checks = check_all(results, table)

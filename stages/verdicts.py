@@ -44,7 +44,6 @@ def work(layer: int) -> None:
             rows += [{"variant": name, "against": plain, "layer": layer, **row} for row in judged]
     table = six_digits(pd.DataFrame(rows, columns=COLUMNS))
     with replacing(verdicts_of(layer)) as folder:
-        folder.mkdir()
         write_csv(table, folder / "planted.csv")
         (folder / "planted.md").write_text(table.to_markdown(index=False, floatfmt=".3g") + "\n")
     log.info("%s", table.to_string(index=False))

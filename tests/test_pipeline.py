@@ -32,13 +32,14 @@ ALL = [
     "absorption",
     "features",
     "baselines",
+    "floor",
     "pruned",
     "official",
     "compare",
     "plot",
 ]
 AFTER_A_TRAINING_PARAMETER = ["train", "evaluate", "absorption", "features", "pruned", "compare", "plot"]
-AFTER_K = [*AFTER_A_TRAINING_PARAMETER, "baselines"]
+AFTER_K = [*AFTER_A_TRAINING_PARAMETER, "baselines", "floor"]
 
 
 class Pipeline:

@@ -8,8 +8,9 @@ from stages.common.inputs import Inputs, contexts_of_test_documents
 from stages.common.paths import clean_of
 from transcoders.activations.reader import ordered_batches
 from transcoders.evaluation.clean import CleanRun, clean_run, load_clean
+from transcoders.evaluation.likelihood import takes_bf16
 from transcoders.evaluation.loss import context_batches
-from transcoders.evaluation.settings import EvaluateSettings, Precision, takes_bf16
+from transcoders.evaluation.settings import EvaluateSettings, Precision
 from transcoders.evaluation.suite import HeldOut
 from transcoders.language.head import read_head
 from transcoders.language.passes import Passes

@@ -38,6 +38,11 @@ def baselines_of(layer: int) -> Path:
     return Path("data/baselines") / f"layer_{layer}.csv"
 
 
+def floor_of(layer: int) -> Path:
+    """Return the file of what the descriptions of an untrained dictionary of ``layer`` score."""
+    return Path("data/floor") / f"layer_{layer}.json"
+
+
 def pruned_of(layer: int) -> Path:
     """Return the table of pruned plain dictionaries of ``layer``."""
     return Path("data/pruned") / f"layer_{layer}.csv"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from transcoders.core.errors import UserError
-from transcoders.evaluation.bootstrap import with_percentiles
+from transcoders.evaluation.intervals import with_percentiles
 
 
 @pytest.mark.parametrize("nothing", [np.nan, np.inf, -np.inf])

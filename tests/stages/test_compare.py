@@ -39,19 +39,23 @@ def root(tmp_path, monkeypatch):
     write(tmp_path, result("topk", 9, 0, dead=0.0061))
     write(tmp_path, result("matryoshka", 9, 0, dead=0.2))
     tables = {
-        "baselines/layer_9": [{"name": f"{name}-9", "kind": "baseline", "layer": 9} | MEASURED for name in BASELINES],
+        "baselines/layer_9": [
+            {"name": f"{name}-9", "kind": "baseline", "variant": name, "layer": 9} | MEASURED for name in BASELINES
+        ],
         "pruned/layer_9": [PRUNED | {"dead_fraction": 0.0, "delta_ce": 0.1, "loss_recovered": 0.5}],
         "official": [{"name": OFFICIAL, "kind": "official", "layer": 9, "l0": 76.2} | MEASURED],
     }
     for name, rows in tables.items():
         (tmp_path / f"data/{name}.csv").parent.mkdir(exist_ok=True)
         pd.DataFrame(rows).to_csv(tmp_path / f"data/{name}.csv", index=False)
+    (tmp_path / "data/floor").mkdir()
+    (tmp_path / "data/floor/layer_9.json").write_text('{"detection_score": 0.6, "living": 5.0}')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-BASELINES = ("mean", "affine")
-NAMES = ["topk-9-0", "matryoshka-9-0", "mean-9", "affine-9", OFFICIAL]
+BASELINES = ("mean", "affine", "untrained")
+NAMES = ["topk-9-0", "matryoshka-9-0", "mean-9", "affine-9", "untrained-9", OFFICIAL]
 
 
 def test_tables_and_a_page_are_written(root):
@@ -98,6 +102,14 @@ def test_where_no_letter_is_readable_there_is_neither_absorption_nor_a_verdict_o
     assert "topk-9-0" in (root / "data/compare/compare.md").read_text()
 
 
+def test_the_untrained_dictionary_has_the_floor_of_the_scores_and_no_other_baseline_a_score(root):
+    work()
+    table = pd.read_csv(root / "data/compare/runs.csv").set_index("name")
+    assert table.loc["untrained-9", "detection_score"] == 0.6
+    assert table.loc[["mean-9", "affine-9"], "detection_score"].isna().all()
+    assert "living" not in table
+
+
 def test_a_missing_result_names_the_stage_that_writes_it(root):
     (root / "data/evaluate/topk-9-0/metrics.json").unlink()
     with pytest.raises(UserError, match=r"evaluate/topk-9-0/metrics\.json: .*dvc repro -f evaluate@topk-9-0"):
@@ -106,6 +118,12 @@ def test_a_missing_result_names_the_stage_that_writes_it(root):
     (root / "data/baselines/layer_9.csv").unlink()
     with pytest.raises(UserError, match=r"baselines/layer_9\.csv: no such file; `dvc repro baselines@9` writes it"):
         work()
+
+
+def test_comparing_tables_loads_no_torch(root):
+    script = "import sys; from stages.compare import work; work(); sys.exit('torch' in sys.modules)"
+    environment = {"PYTHONPATH": str(ROOT), "PATH": str(Path(sys.executable).parent)}
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=root, env=environment)
 
 
 def test_dvc_shows_the_metrics_as_a_table_of_160_columns_and_what_changed(root):

@@ -12,7 +12,7 @@ from transcoders.circuits.suite import Traced
 from transcoders.circuits.viewer import Labels
 from transcoders.core.files import rounded
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.evaluation.paired import paired
+from transcoders.evaluation.intervals import paired
 
 MEDIANS = ("faithfulness", "latents_needed", "drop_beyond_random")
 WORST = ("completeness_error", "largest_sum_error")

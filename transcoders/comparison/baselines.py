@@ -29,7 +29,7 @@ def fit_baselines(train: list[LabelledBatch], d_hidden: int, k: int, pca_ranks: 
     """
     statistics = measure(train)
     second_moments = moments(train)
-    untrained = _untrained(train, d_hidden, k)
+    untrained = untrained_dictionary(train, d_hidden, k)
     linear = affine(second_moments)
     candidates = {
         "mean": Candidate(constant(second_moments.y_mean.float()), 0),
@@ -40,7 +40,7 @@ def fit_baselines(train: list[LabelledBatch], d_hidden: int, k: int, pca_ranks: 
     return Baselines(candidates, linear, untrained, statistics.y_scale)
 
 
-def _untrained(train: list[LabelledBatch], d_hidden: int, k: int) -> Transcoder:
+def untrained_dictionary(train: list[LabelledBatch], d_hidden: int, k: int) -> Transcoder:
     """Return the dictionary that training would start from, on the device of ``train``."""
     statistics, d_model = measure(train), train[0].x.shape[1]
     config = TranscoderConfig(

@@ -9,8 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from transcoders.comparison.results import RunResult
-from transcoders.evaluation.bootstrap import with_percentiles
-from transcoders.evaluation.paired import paired
+from transcoders.evaluation.intervals import paired, with_percentiles
 from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.training.settings import VariantSettings
 

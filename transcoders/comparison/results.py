@@ -1,9 +1,10 @@
 """What the stages measured of each run, and the table with a row for each run, baseline and official transcoder."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from transcoders.absorption.settings import COMPARED
@@ -52,6 +53,13 @@ def runs_table(results: Iterable[RunResult], others: Iterable[pd.DataFrame]) -> 
     """Return the table: a row for each run, then the rows of ``others``, the baselines' and official tables."""
     rows: list[dict[Any, Any]] = [dict(result.row()) for result in results]
     return pd.DataFrame(rows + [row for table in others for row in table.to_dict("records")])
+
+
+def with_floor(baselines: pd.DataFrame, floor: Mapping[str, float]) -> pd.DataFrame:
+    """Return a layer's ``baselines``, the untrained one with what its descriptions score (``floor``)."""
+    scores = {key: floor[key] for key in SCORES if key in floor}
+    untrained = baselines["variant"] == "untrained"
+    return baselines.assign(**{key: np.where(untrained, score, np.nan) for key, score in scores.items()})
 
 
 def for_terminal(table: pd.DataFrame) -> dict[str, dict[str, float]]:

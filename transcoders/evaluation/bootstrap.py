@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from transcoders.core.errors import UserError
+from transcoders.evaluation.intervals import with_percentiles
 from transcoders.evaluation.settings import EvaluateSettings
 
 Statistic = Callable[[Float[Tensor, "resamples documents"]], NDArray[np.float64]]
@@ -31,21 +31,3 @@ def interval(
     weights[1:, ids] = torch.from_numpy(draws).double()
     values = statistic(weights)
     return with_percentiles(values)
-
-
-def with_percentiles(values: Float[NDArray[np.float64], "resamples"]) -> tuple[float, float, float]:
-    """Return the first of ``values``, and the 2.5 % and 97.5 % percentiles of the others, the resamples'.
-
-    A resample without a value counts for nothing: it drew none of what a mean is over, or a ratio's denominator is 0.
-
-    Raises:
-        UserError: fewer than a tenth of the resamples have a value, so that no interval would mean anything.
-    """
-    resampled = values[1:][np.isfinite(values[1:])]
-    if not np.isfinite(values[0]) or 10 * len(resampled) < len(values) - 1:
-        raise UserError(
-            f"evaluate: a metric has a value in {len(resampled)} of {len(values) - 1} resamples of documents or words, "
-            "too few for an interval; evaluate on more (evaluate.tokens, evaluate.loss_tokens, absorption.words)"
-        )
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return float(values[0]), float(low), float(high)

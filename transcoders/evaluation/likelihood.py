@@ -10,13 +10,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from transcoders.core.devices import matmul_precision
+from transcoders.core.devices import matmul_precision, multiplies_float32_in_bf16
+from transcoders.evaluation.settings import Precision
 from transcoders.language.head import Head
 
 ROWS, BLOCK = 512, 1024
 """Tokens and entries of the vocabulary whose logits are held at once: 2 MB."""
 
 States = Float[Tensor, "tokens d_model"]
+
+
+def takes_bf16(precision: Precision, device: torch.device) -> bool:
+    """Return whether logits are products in bfloat16, accumulated in float32: where a CPU has units for these (AMX)."""
+    return precision == "auto" and device.type == "cpu" and multiplies_float32_in_bf16()
 
 
 class Likelihood(NamedTuple):

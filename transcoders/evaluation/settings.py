@@ -2,18 +2,11 @@
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 
-from transcoders.core.devices import multiplies_float32_in_bf16
 from transcoders.core.settings import Settings
 
 Precision = Literal["auto", "float32"]
-
-
-def takes_bf16(precision: Precision, device: torch.device) -> bool:
-    """Return whether logits are products in bfloat16, accumulated in float32: where a CPU has units for these (AMX)."""
-    return precision == "auto" and device.type == "cpu" and multiplies_float32_in_bf16()
 
 
 class EvaluateSettings(Settings):
@@ -21,7 +14,7 @@ class EvaluateSettings(Settings):
 
     tokens: int = Field(default=50_000, gt=0)
     """Stored test tokens for the reconstruction metrics (all, if there are fewer)."""
-    loss_tokens: int = Field(default=8192, gt=0)
+    loss_tokens: int = Field(default=4096, gt=0)
     """Test tokens run through the model for the loss metrics (dear on CPU)."""
     precision: Precision = "auto"
     """Of the logits; auto takes bfloat16 products on CPUs with AMX, which moves CE by 5e-4 and KL by 1e-4."""

@@ -7,9 +7,10 @@ import torch
 
 from transcoders.activations.reader import LabelledBatch
 from transcoders.evaluation.clean import CleanRun, replaced_losses
+from transcoders.evaluation.likelihood import takes_bf16
 from transcoders.evaluation.loss import loss_metrics
 from transcoders.evaluation.reconstruction import Predictor, Reconstruction, reconstruction
-from transcoders.evaluation.settings import EvaluateSettings, takes_bf16
+from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.language.head import read_head
 from transcoders.language.passes import Passes
 from transcoders.language.taps import Tap

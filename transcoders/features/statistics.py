@@ -8,6 +8,7 @@ likely to hold a firing as these say of its tokens together (naive Bayes with no
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +55,13 @@ class Sample(NamedTuple):
     fired: NDArray[np.bool_]
 
 
+class Usual(NamedTuple):
+    """Hold in how many windows of the text each word is, and the sum of these numbers."""
+
+    windows: Mapping[str, int]
+    total: int
+
+
 class Statistics:
     """Describe a latent by the words of its firings; predict by words that the model takes for alike."""
 
@@ -65,7 +73,7 @@ class Statistics:
 
         ``words`` says of each word of the text how many windows hold it.
         """
-        self._vocabulary, self._words = vocabulary, words
+        self._vocabulary, self._usually = vocabulary, Usual(words, sum(words.values()))
         places = vocabulary.find(usual)
         self._usual, self._is_usual = vocabulary.points[places], places != UNKNOWN
 
@@ -73,7 +81,7 @@ class Statistics:
         """Return the words on which the latent fires, their company, and the directions that stand for them."""
         sample = self._sample_of(evidence.sampled)
         window, token = self._thresholds(sample)
-        return Description(_text(evidence, self._words), self.name, Directions(self._means(sample), window, token))
+        return Description(_text(evidence, self._usually), self.name, Directions(self._means(sample), window, token))
 
     def detect(self, description: Description, windows: list[list[str]]) -> list[bool]:
         """Say which windows hold more of what the directions point to than usual ones."""
@@ -120,14 +128,12 @@ class Statistics:
             others = np.arange(len(sample.places)) % 2 == half
             means = self._means(Sample(*(part[~others] for part in sample)))
             places, fired = (part[others] for part in sample)
-            odds = _odds(self._vocabulary.points[places], places != UNKNOWN, means)
-            firing.append((odds.window, odds.token[fired]))
-            odds = _odds(self._usual, self._is_usual, means)
-            usual.append((odds.window, odds.token[self._is_usual]))
-        return tuple(  # type: ignore[return-value]
-            _border(np.concatenate(ours), np.concatenate(theirs))
-            for ours, theirs in zip(zip(*firing, strict=True), zip(*usual, strict=True), strict=True)
-        )
+            judged = _odds(self._vocabulary.points[places], places != UNKNOWN, means)
+            firing.append(judged._replace(token=judged.token[fired]))
+            judged = _odds(self._usual, self._is_usual, means)
+            usual.append(judged._replace(token=judged.token[self._is_usual]))
+        ours, theirs = (Odds(*map(np.concatenate, zip(*halves, strict=True))) for halves in (firing, usual))
+        return _border(ours.window, theirs.window), _border(ours.token, theirs.token)
 
 
 def _border(firing: NDArray[np.float32], usual: NDArray[np.float32]) -> float:
@@ -143,13 +149,15 @@ def _odds(points: NDArray[np.float32], known: NDArray[np.bool_], means: NDArray[
 
     A mean makes a token likelier by the ratio of two normal densities of unit covariance, around it and around 0.
     """
-    ratio = np.where(known[..., None], points @ means.T - np.square(means).sum(1) / 2, 0)
+    flat = points.reshape(-1, points.shape[-1]) @ means.T  # one product: numpy makes one a window otherwise
+    ratio = np.where(known[..., None], flat.reshape(*known.shape, -1) - np.square(means).sum(1) / 2, 0)
     token = ratio[..., 0].copy()
     token[:, 1:] += BEFORE * ratio[:, :-1, 1]
     any_token = np.where(known, np.exp(token.clip(max=LARGEST)), 0).sum(1) / known.sum(1).clip(min=1)
     return Odds(token, np.log(any_token.clip(min=1e-30)) + AROUND * ratio[..., 2].sum(1))
 
 
+@cache
 def word(token: str) -> str:
     """Return what makes tokens the same word: case and spaces around it do not matter."""
     return token.strip().lower() or token
@@ -160,7 +168,7 @@ def quoted(text: str) -> str:
     return "“" + text.replace("\n", "⏎").replace("\t", "⇥") + "”"
 
 
-def _text(evidence: Evidence, usual: Mapping[str, int]) -> str:
+def _text(evidence: Evidence, usual: Usual) -> str:
     """Put into words what the sampled contexts hold more of than the text does, and what the latent promotes."""
     on: Counter[str] = Counter()
     before: Counter[str] = Counter()
@@ -184,11 +192,11 @@ def _text(evidence: Evidence, usual: Mapping[str, int]) -> str:
     return "; ".join(parts)
 
 
-def distinctive(counts: Counter[str], usual: Mapping[str, int]) -> list[str]:
+def distinctive(counts: Counter[str], usual: Usual) -> list[str]:
     """Return the words that are counted more than once and more often than usual, those first that tell most."""
-    total, usual_total = counts.total(), sum(usual.values())
+    total = counts.total()
     gains = {
-        name: count * math.log(count / total * (usual_total + 1) / (usual.get(name, 0) + 1))
+        name: count * math.log(count / total * (usual.total + 1) / (usual.windows.get(name, 0) + 1))
         for name, count in counts.items()
         if count > 1
     }

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from transcoders.evaluation.intervals import with_percentiles
 from transcoders.planted.kinds import Kind
 
 MEASURES = ("absorption", "contamination", "splitting", "hedging", "lost", "found")
@@ -63,19 +64,23 @@ def judge(ours: Runs, theirs: Runs, resamples: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _nested(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the nested families as the full dictionary has them, by number."""
-    full = table[(table["prefix"] == table["prefix"].max()) & (table["kind"] == Kind.NESTED)]
+def _full(table: pd.DataFrame, kind: Kind) -> pd.DataFrame:
+    """Return the families of one kind as the full dictionary has them, by number."""
+    full = table[(table["prefix"] == table["prefix"].max()) & (table["kind"] == kind)]
     return full.set_index("family")
 
 
+def _nested(table: pd.DataFrame, measure: str) -> pd.Series:
+    return _full(table, Kind.NESTED)[measure].astype(float)
+
+
 def _mean(runs: Runs, measure: str) -> float:
-    return float(np.nanmean([_nested(run.families)[measure].astype(float).mean() for run in runs.values()]))
+    return float(pd.Series([_nested(run.families, measure).mean() for run in runs.values()]).mean())  # NaN: in none
 
 
 def _differences(ours: pd.DataFrame, theirs: pd.DataFrame, measure: str) -> NDArray[np.float64]:
     """Return ours less theirs of each family of which both are known."""
-    difference = _nested(ours)[measure].astype(float) - _nested(theirs)[measure].astype(float)
+    difference = _nested(ours, measure) - _nested(theirs, measure)
     return np.asarray(difference.dropna(), np.float64)
 
 
@@ -85,12 +90,11 @@ def _interval(differences: list[NDArray[np.float64]], resamples: int) -> tuple[f
     if not filled:
         return float("nan"), float("nan"), float("nan")
     rng = np.random.default_rng(0)
-    means = np.empty(resamples)
-    for i in range(resamples):
+    means = [np.concatenate(filled).mean()]
+    for _ in range(resamples):
         seeds = rng.integers(len(filled), size=len(filled))
-        means[i] = np.concatenate([rng.choice(filled[seed], len(filled[seed])) for seed in seeds]).mean()
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(np.concatenate(filled).mean()), float(low), float(high)
+        means.append(np.concatenate([rng.choice(filled[seed], len(filled[seed])) for seed in seeds]).mean())
+    return with_percentiles(np.array(means))
 
 
 def _verdict(measure: str, low: float, high: float) -> str:
@@ -115,16 +119,11 @@ def _obstacle(runs: list[PlantedRun]) -> str:
     ):
         return "a dictionary made to absorb is not measured as one"
     for kind, name in ((Kind.CHILDLESS, "families without children"), (Kind.INDEPENDENT, "independent children")):
-        values = np.concatenate([_control(run.families, kind) for run in runs])
+        values = np.concatenate([_full(run.families, kind)["absorption"].dropna() for run in runs])
         error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.inf
-        if abs(values.mean() if len(values) else 0.0) > TOLERANCE + 2 * error:
+        if len(values) and abs(values.mean()) > TOLERANCE + 2 * error:
             return f"absorption of {values.mean():.3f} in the control: {name}"
     return ""
-
-
-def _control(table: pd.DataFrame, kind: Kind) -> NDArray[np.float64]:
-    full = table[(table["prefix"] == table["prefix"].max()) & (table["kind"] == kind)]
-    return full["absorption"].dropna().to_numpy()
 
 
 def half_width(rows: list[dict[str, Any]]) -> float:

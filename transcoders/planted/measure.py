@@ -120,7 +120,7 @@ def _of_decoder(
 
 def _count(model: Transcoder, tokens: Iterator[Tokens], latents: Int[Tensor, "prefixes families"]) -> Counts:
     """Count on ``tokens`` when each family's parent fires, and when its latent in each prefix does not."""
-    column = torch.full((model.config.d_hidden + 1,), -1, device=latents.device)
+    column = torch.full((model.config.d_hidden,), -1, device=latents.device)
     watched = latents.unique()
     column[watched] = torch.arange(len(watched), device=latents.device)
     sums = [torch.zeros(latents.shape, dtype=torch.long) for _ in Counts._fields]

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from transcoders.evaluation.paired import paired
+from transcoders.evaluation.intervals import paired
 
 
 def test_paired_differences_have_students_interval():

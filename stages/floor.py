@@ -1,0 +1,40 @@
+"""Stage `floor`: what descriptions score that have nothing to describe, those of a layer's untrained dictionary."""
+
+from pydantic import Field
+
+from stages.common.entry import entry, number_argument
+from stages.common.inputs import MOMENT_TOKENS, open_inputs
+from stages.common.params import StageParams
+from stages.common.paths import MODEL, floor_of
+from transcoders.comparison.baselines import untrained_dictionary
+from transcoders.core.devices import resolve_device
+from transcoders.core.files import rounded, write_json
+from transcoders.features.settings import FeatureSettings
+from transcoders.features.study import study
+from transcoders.training.settings import DHidden, latents_of
+
+
+class Params(StageParams):
+    """What decides this stage."""
+
+    d_hidden: DHidden = Field(alias="train.d_hidden")
+    k: int = Field(alias="train.k")
+    features: FeatureSettings
+    device: str
+
+
+def work(layer: int) -> None:
+    """Study the dictionary that training starts from as a trained one; write data/floor/layer_<layer>.json."""
+    params = Params.read()
+    device = resolve_device(params.device)
+    inputs = open_inputs(layer, device)
+    train = inputs.train_batches(MOMENT_TOKENS, device)
+    untrained = untrained_dictionary(train, latents_of(params.d_hidden, inputs.store.d_model), params.k)
+    del train
+    result = study(untrained, inputs.store, inputs.documents["test"], MODEL, params.features, None)
+    write_json(floor_of(layer), rounded(result.metrics))
+
+
+if __name__ == "__main__":
+    layer = number_argument(__doc__, "layer")
+    entry(lambda: work(layer))
