@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTED := $(VENV)/.ready-test
 OLDEST_LENS := .venv-transformer-lens
+# Two processes share the tests, a file at a time: most tests keep one core busy, and some fill the memory of two.
+WORKERS := 2
+PYTEST := pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 # uv, where it is installed, makes environments and fills them several times faster than venv and pip (`make UV=`: those).
@@ -24,7 +27,7 @@ repro: setup
 	dvc repro
 
 test: $(TESTED)
-	pytest --durations=15
+	$(PYTEST) --durations=15
 
 slow: $(TESTED)
 	pytest -m slow
@@ -49,7 +52,7 @@ $(OLDEST_LENS)/.ready: $(READY)
 check: $(TESTED)
 	ruff format --check . && ruff check . && mypy && lint-imports
 	python -m tests.audit
-	pytest
+	$(PYTEST)
 
 bench: $(TESTED)
 	python -m benchmarks

@@ -9,11 +9,10 @@ from transcoders.core.errors import UserError
 from transcoders.core.files import cache_folder, replacing, rounded, write_json
 from transcoders.core.tables import read_parquet, write_csv, write_parquet
 from transcoders.dictionary.transcoder import WEIGHTS, Transcoder, weights_hash
-from transcoders.features.endpoint import endpoint_of
 from transcoders.features.page import write_page
 from transcoders.features.scores import histogram
 from transcoders.features.settings import FeatureSettings
-from transcoders.features.study import Study, study
+from transcoders.features.study import Study, endpoint_of, study
 
 
 class Params(StageParams):

@@ -12,6 +12,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministi
 
 import pytest
 import torch
+from filelock import FileLock
 from s3_support import S3, forget_connections
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reached the Hub would pass here and fail elsewhere
@@ -24,13 +25,23 @@ from transcoders.language.settings import ModelSettings
 
 torch.set_num_threads(2)
 
+LONGEST = ("test_pipeline.py",)
+"""Files of tests that take minutes: another process should have something else to do meanwhile."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(scope="session")
 def gemma() -> Path:
     """Gemma 3 270M as a Hugging Face folder: converted once, kept in the user's cache."""
     folder = cache_folder("tests") / "gemma-3-270m"
-    if not (folder / "provenance.json").is_file():
-        fetch_model(ModelSettings(name="gemma-3-270m"), folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # several processes share the tests
+        if not (folder / "provenance.json").is_file():
+            fetch_model(ModelSettings(name="gemma-3-270m"), folder)
     return folder
 
 

@@ -42,7 +42,7 @@ def test_a_folder_is_replaced_whole(tmp_path):
     assert [p.name for p in target.iterdir()] == ["new"]
 
 
-@pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 1])
+@pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 1], ids=["ours", "nobody's"])
 @pytest.mark.parametrize("end", ["tmp", "old.tmp"])
 def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path, pid, end):
     """Its number may be ours: in a container the same numbers come again and again."""

@@ -19,8 +19,9 @@ from transcoders.dictionary.transcoder import Transcoder
 from transcoders.features.blocks import complete_contexts
 from transcoders.features.effects import relatives
 from transcoders.features.keep import BINS, Histograms, Keeper
-from transcoders.features.observe import PAD, Observer, observe
+from transcoders.features.observe import Observer, observe
 from transcoders.features.settings import FeatureSettings
+from transcoders.features.texts import PAD
 
 TOKENS, CONTEXT, D, F, K = CHUNK_ROWS + 900, 50, 8, 24, 3
 SETTINGS = FeatureSettings(window=8, top=3, sampled=8, unseen=4, tokens=10**6)

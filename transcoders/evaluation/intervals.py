@@ -1,9 +1,11 @@
 """95 % intervals of numbers that are there already: of pairs, and of resamples. Tables are compared without torch."""
 
+import math
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 from transcoders.core.errors import UserError
 
@@ -17,8 +19,8 @@ def paired(ours: pd.Series, theirs: pd.Series) -> tuple[float, float, float]:
     mean = float(differences.mean())
     if len(differences) == 1:
         return mean, float("nan"), float("nan")
-    low, high = stats.t.interval(0.95, len(differences) - 1, mean, stats.sem(differences))
-    return mean, float(low), float(high)
+    half = stdtrit(len(differences) - 1, 0.975) * differences.std(ddof=1) / math.sqrt(len(differences))
+    return mean, mean - float(half), mean + float(half)
 
 
 def with_percentiles(values: NDArray[np.float64]) -> tuple[float, float, float]:

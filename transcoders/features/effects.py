@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.features.observe import PAD, Observer
+from transcoders.features.observe import Observer
+from transcoders.features.texts import PAD
 from transcoders.language.head import read_head
 
-ROWS = 128
+BLOCK = 8192
+"""Tokens of the vocabulary on which the effects of all rows are computed at once."""
 RELATIVES = 6
 LEAST_EXCESS = 0.2
 """A parent fires with its child this much more often (share of the child's firings) than at other times."""
@@ -82,15 +84,23 @@ def effects_of(rows: Float[Tensor, "latents d"], unembedding: Unembedding, count
     It leaves out what later layers make of the latent. Units: logits for an activation of 1
     (normalised) where the final norm's scale is 1.
     """
-    weight = unembedding.weight[unembedding.named]
-    mean = weight.mean(0)
-    blocks: list[tuple[Tensor, ...]] = []
-    for part in rows.split(ROWS):
-        directions = part * unembedding.gain
-        logits = directions @ weight.T - (directions @ mean)[:, None]
-        most, least = logits.topk(count), logits.topk(count, largest=False)
-        blocks.append((unembedding.named[most.indices], most.values, unembedding.named[least.indices], least.values))
-    return Effects(*(torch.cat(parts).cpu().numpy() for parts in zip(*blocks, strict=True)))
+    directions = rows * unembedding.gain
+    best: list[list[tuple[Tensor, Tensor]]] = [[], []]
+    total = torch.zeros_like(directions[0])
+    for tokens in unembedding.named.split(BLOCK):
+        weight = unembedding.weight[tokens]
+        total += weight.sum(0)
+        logits = directions @ weight.T
+        for largest, found in zip((True, False), best, strict=True):
+            values, places = logits.topk(min(count, len(tokens)), largest=largest)
+            found.append((values, tokens[places]))
+    mean = directions @ (total / len(unembedding.named))
+    columns: list[NDArray[Any]] = []
+    for largest, found in zip((True, False), best, strict=True):
+        values, tokens = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+        values, places = values.topk(count, largest=largest)
+        columns += [tokens.gather(1, places).cpu().numpy(), (values - mean[:, None]).cpu().numpy()]
+    return Effects(*columns)
 
 
 @torch.no_grad()

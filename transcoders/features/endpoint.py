@@ -15,7 +15,7 @@ import openai
 from transcoders.core.errors import DAMAGE, UserError
 from transcoders.core.files import fingerprint, write_json
 from transcoders.features.explain import NoAnswerError
-from transcoders.features.settings import DescribeSettings, OpenAISettings
+from transcoders.features.settings import OpenAISettings
 
 log = logging.getLogger(__name__)
 KEY = "OPENAI_API_KEY"
@@ -155,11 +155,6 @@ class Endpoint:
             status, f"check that the server speaks OpenAI's chat protocol and knows {MODEL_KEY}={self._settings.model}"
         )
         return UserError(f"{URL_KEY}: {self._settings.url} refuses the request with status {status}; {remedy}")
-
-
-def endpoint_of(settings: DescribeSettings, cache: Path) -> Endpoint | None:
-    """Return the server that describes latents, if one does."""
-    return Endpoint(settings.openai, cache) if settings.explainer == "openai" else None
 
 
 class _FailedError(Exception):

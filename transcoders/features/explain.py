@@ -1,14 +1,23 @@
 """Explainers: what describes a latent from its contexts, and is asked what the description predicts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 
-class Context(NamedTuple):
-    """Hold consecutive tokens of one document and a latent's activations there (none if it is unseen)."""
 
-    tokens: list[str]
-    values: list[float]
+class Contexts(NamedTuple):
+    """Hold windows of consecutive tokens, each of one document, and a latent's activations there [windows, longest]."""
+
+    tokens: NDArray[np.int32]
+    """Ids; PAD fills up what is shorter."""
+    values: NDArray[np.float32]
+
+    def first(self, count: int) -> "Contexts":
+        """Return the first ``count`` windows."""
+        return Contexts(self.tokens[:count], self.values[:count])
 
 
 class Evidence(NamedTuple):
@@ -17,8 +26,9 @@ class Evidence(NamedTuple):
     latent: int
     density: float
     """Share of tokens on which it fires."""
-    top: list[Context]
-    sampled: list[Context]
+    top: Contexts
+    """Those with the highest activations, best first."""
+    sampled: Contexts
     """Around firings drawn at random."""
     promoted: list[str]
 
@@ -44,12 +54,14 @@ class Explainer(Protocol):
         """Put into words when the latent fires."""
         ...
 
-    def detect(self, description: Description, windows: list[list[str]]) -> list[bool]:
-        """Say in which of ``windows`` the described latent fires."""
+    def detect(self, description: Description, windows: NDArray[np.int32]) -> Sequence[bool]:
+        """Say in which of ``windows`` [windows, longest] of token ids the described latent fires."""
         ...
 
-    def recognise(self, description: Description, windows: list[list[str]], marked: list[list[int]]) -> list[bool]:
-        """Say in which of ``windows`` the tokens at ``marked`` are those on which the described latent fires."""
+    def recognise(
+        self, description: Description, windows: NDArray[np.int32], marked: NDArray[np.bool_]
+    ) -> Sequence[bool]:
+        """Say in which ``windows`` the ``marked`` tokens [windows, longest] are those that the latent fires on."""
         ...
 
 

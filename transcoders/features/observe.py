@@ -1,7 +1,8 @@
 """One pass over a store: what every latent does, in memory that depends on d_hidden alone."""
 
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +15,8 @@ from transcoders.dictionary.transcoder import Transcoder
 from transcoders.features.blocks import Block, complete_contexts
 from transcoders.features.keep import Admitted, Histograms, Keeper
 from transcoders.features.settings import FeatureSettings
+from transcoders.features.texts import PAD
 
-PAD = -1
 POOL = 25
 """Windows kept, for each one that a latent needs, to find some where it is silent."""
 USUAL = 150
@@ -63,10 +64,8 @@ class Observer:
         self.active = Keeper(F, settings.unseen, tokens=tokens, document=ids, fires=fires)
         self.usual = Keeper(1, USUAL, tokens=tokens)
         self.pool = Keeper(1, POOL * settings.unseen, tokens=tokens, document=ids, fires=((F,), np.bool_, False))
-        self.windows = 0
-        """Windows that the words were counted in."""
         self.words: Counter[int] = Counter()
-        """Token id -> windows that hold it."""
+        """Token id -> windows of documents that may be shown that hold it."""
         self._rng = np.random.default_rng(settings.seed)
 
     @torch.no_grad()
@@ -85,6 +84,11 @@ class Observer:
         offsets = latents.offsets.cpu().numpy(), latents.indices.cpu().numpy()
         self._show(all_firings, block, hidden, offsets)
         self._hold_out(all_firings, block, hidden)
+
+    def token_ids(self) -> Iterator[NDArray[np.integer[Any]]]:
+        """Yield the ids of all tokens that were kept or counted, with repetitions and padding."""
+        yield from (part.fields["tokens"] for part in (self.top, self.sample, self.active, self.pool, self.usual))
+        yield np.array(list(self.words), np.int64)
 
     def _count(self, firings: Firings) -> None:
         F = len(self.firings)
@@ -144,7 +148,6 @@ class Observer:
         long_enough, of_test = sizes * 2 > window, hidden[starts]
         usual = tokens[long_enough & ~of_test]
         for words in usual:
-            self.windows += 1
             self.words.update(set(words[words != PAD].tolist()))
         admitted = self.usual.offer(np.zeros(len(usual), np.int64), self._rng.random(len(usual)))
         self.usual.file(admitted, tokens=usual[admitted.candidate])

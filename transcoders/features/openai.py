@@ -1,10 +1,17 @@
 """The explainer that asks a language model, which sees a latent's contexts with the activations marked."""
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from transcoders.features.endpoint import Endpoint
-from transcoders.features.explain import Context, Description, Evidence
+import numpy as np
+from numpy.typing import NDArray
+
+from transcoders.features.explain import Description, Evidence
+from transcoders.features.texts import PAD, Texts
+
+if TYPE_CHECKING:
+    from transcoders.features.endpoint import Endpoint
 
 CONTEXTS = 16
 """Contexts that the model sees: half the strongest, half drawn at random."""
@@ -32,28 +39,38 @@ class OpenAI:
 
     name = "openai"
 
-    def __init__(self, endpoint: Endpoint, concurrency: int) -> None:
-        self._endpoint, self.concurrency = endpoint, concurrency
+    def __init__(self, endpoint: "Endpoint", texts: Texts, concurrency: int) -> None:
+        self._endpoint, self._texts, self.concurrency = endpoint, texts, concurrency
 
     def describe(self, evidence: Evidence) -> Description:
         """Ask one question for a description."""
-        contexts = [*evidence.top[: CONTEXTS // 2], *evidence.sampled[: CONTEXTS // 2]]
-        largest = max((value for context in contexts for value in context.values), default=1.0)
-        excerpts = "\n".join(f"{i}. {_marked(context, largest)}" for i, context in enumerate(contexts, 1))
+        contexts = [kind.first(CONTEXTS // 2) for kind in (evidence.top, evidence.sampled)]
+        largest = max(kind.values.max(initial=0) for kind in contexts)
+        marked = [
+            self._marked(tokens, [str(max(1, round(9 * value / largest))) if value > 0 else None for value in row])
+            for kind in contexts
+            for tokens, row in zip(kind.tokens, kind.values.tolist(), strict=True)
+        ]
+        excerpts = "\n".join(f"{i}. {text}" for i, text in enumerate(map(_one_line, marked), 1))
         question = f"Excerpts:\n{excerpts}\n\nPromoted tokens: {', '.join(map(json.dumps, evidence.promoted))}"
         return Description(self._endpoint.ask(_messages(DESCRIBE, question), _read_description), self.name)
 
-    def detect(self, description: Description, windows: list[list[str]]) -> list[bool]:
+    def detect(self, description: Description, windows: NDArray[np.int32]) -> list[bool]:
         """Ask one question for all windows."""
-        return self._judge(DETECT, description, ["".join(window) for window in windows])
+        return self._judge(DETECT, description, ["".join(self._texts.of(window)) for window in windows])
 
-    def recognise(self, description: Description, windows: list[list[str]], marked: list[list[int]]) -> list[bool]:
+    def recognise(self, description: Description, windows: NDArray[np.int32], marked: NDArray[np.bool_]) -> list[bool]:
         """Ask one question for all windows, with the tokens marked."""
         excerpts = [
-            "".join(f"«{token}»" if i in marks else token for i, token in enumerate(window))
-            for window, marks in zip(windows, marked, strict=True)
+            self._marked(window, ["" if mark else None for mark in marks])
+            for window, marks in zip(windows, marked.tolist(), strict=True)
         ]
         return self._judge(RECOGNISE, description, excerpts)
+
+    def _marked(self, window: NDArray[np.int32], after: Sequence[str | None]) -> str:
+        """Return the text of a window with marks around tokens, each followed by what ``after`` says; None: no mark."""
+        texts = [(self._texts.known[i], end) for i, end in zip(window.tolist(), after, strict=True) if i != PAD]
+        return "".join(text if end is None else f"«{text}»{end}" for text, end in texts)
 
     def _judge(self, system: str, description: Description, excerpts: list[str]) -> list[bool]:
         """Return a yes or no for each excerpt."""
@@ -90,14 +107,6 @@ def _json_of(content: str) -> dict[str, Any]:
         raise ValueError("the answer holds no JSON object") from None
     assert isinstance(parsed, dict)
     return parsed
-
-
-def _marked(context: Context, largest: float) -> str:
-    marked = [
-        f"«{token}»{max(1, round(9 * value / largest))}" if value > 0 else token
-        for token, value in zip(context.tokens, context.values, strict=True)
-    ]
-    return _one_line("".join(marked))
 
 
 def _one_line(text: str) -> str:

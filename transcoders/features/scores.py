@@ -3,6 +3,7 @@
 Detection: which windows hold a firing? Fuzzing: are the marked tokens those that it fires on?
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from transcoders.features.explain import Description, Explainer
 from transcoders.features.settings import DescribeSettings
+from transcoders.features.texts import PAD
 
 LEAST = 4
 """Unseen windows with a firing, and without one, below which a score would be noise."""
@@ -18,12 +20,12 @@ GOOD = 0.7
 
 
 class Unseen(NamedTuple):
-    """Hold windows of held-out documents, as many in which a latent fires as in which it is silent."""
+    """Hold windows of held-out documents [windows, longest], as many that a latent fires in as others."""
 
-    active: list[list[str]]
-    silent: list[list[str]]
-    fired: list[list[int]]
-    """Of each active window, the places of the tokens that the latent fires on."""
+    active: NDArray[np.int32]
+    silent: NDArray[np.int32]
+    fired: NDArray[np.bool_]
+    """On which tokens of the active windows the latent fires."""
 
 
 def detection_score(explainer: Explainer, description: Description, unseen: Unseen) -> float | None:
@@ -33,10 +35,10 @@ def detection_score(explainer: Explainer, description: Description, unseen: Unse
     """
     if len(unseen.active) < LEAST:
         return None
-    windows = [*unseen.active, *unseen.silent]
+    windows = np.concatenate([unseen.active, unseen.silent])
     truth = np.arange(len(windows)) < len(unseen.active)
     order = np.random.default_rng(len(windows)).permutation(len(windows))
-    return _balanced_accuracy(explainer.detect(description, [windows[i] for i in order]), truth[order])
+    return _balanced_accuracy(explainer.detect(description, windows[order]), truth[order])
 
 
 def fuzzing_score(explainer: Explainer, description: Description, unseen: Unseen) -> float | None:
@@ -46,22 +48,22 @@ def fuzzing_score(explainer: Explainer, description: Description, unseen: Unseen
     None with too few windows.
     """
     rng = np.random.default_rng(len(unseen.active))
-    trials: list[tuple[list[str], list[int], bool]] = []
-    for window, fired in zip(unseen.active, unseen.fired, strict=True):
-        others = [i for i in range(len(window)) if i not in fired]
-        if fired and others:
-            wrong = rng.permutation(others)[: len(fired)].tolist()
-            trials += [(window, fired, True), (window, sorted(wrong), False)]
-    if len(trials) < 2 * LEAST:
+    others = (unseen.active != PAD) & ~unseen.fired
+    usable = unseen.fired.any(1) & others.any(1)
+    windows, right = unseen.active[usable], unseen.fired[usable]
+    if len(windows) < LEAST:
         return None
-    order = rng.permutation(len(trials))
-    windows, marked, truth = zip(*(trials[i] for i in order), strict=True)
-    return _balanced_accuracy(explainer.recognise(description, list(windows), list(marked)), np.array(truth))
+    turn = np.where(others[usable], rng.random(right.shape), np.inf).argsort(1).argsort(1)
+    wrong = others[usable] & (turn < right.sum(1, keepdims=True))
+    order = rng.permutation(2 * len(windows))
+    marked = np.concatenate([right, wrong])[order]
+    answers = explainer.recognise(description, np.concatenate([windows, windows])[order], marked)
+    return _balanced_accuracy(answers, order < len(windows))
 
 
-def _balanced_accuracy(answers: list[bool], truth: NDArray[np.bool_]) -> float:
+def _balanced_accuracy(answers: Sequence[bool], truth: NDArray[np.bool_]) -> float:
     """Return the mean of the shares of right answers where the truth is yes, and where it is no."""
-    right = np.array(answers) == truth
+    right = np.asarray(answers) == truth
     return float((right[truth].mean() + right[~truth].mean()) / 2)
 
 

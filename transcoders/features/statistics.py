@@ -5,17 +5,14 @@ fired on, of those before them, and of those around them, each shrunk towards th
 likely to hold a firing as these say of its tokens together (naive Bayes with normal densities).
 """
 
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from transcoders.features.explain import Context, Description, Evidence
-from transcoders.features.vocabulary import UNKNOWN, Vocabulary
+from transcoders.features.explain import Description, Evidence
+from transcoders.features.texts import PAD
+from transcoders.features.vocabulary import Vocabulary
 
 NAMED = 5
 """Words of each kind that the text names."""
@@ -28,6 +25,7 @@ BELOW = (0.4, 0.995)
 SLACK = 0.02
 """In balanced accuracy, doubled: thresholds that are so near to the best one are as good."""
 LARGEST = 30.0
+NOTHING = "held-out text alone"
 
 
 class Directions(NamedTuple):
@@ -49,17 +47,18 @@ class Odds(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Hold contexts of a latent: the place of each token in the vocabulary, and whether it fired there."""
+    """Hold windows of a latent: the place of each token in the vocabulary, whether it is one, and fires."""
 
     places: NDArray[np.int64]
+    inside: NDArray[np.bool_]
     fired: NDArray[np.bool_]
 
-
-class Usual(NamedTuple):
-    """Hold in how many windows of the text each word is, and the sum of these numbers."""
-
-    windows: Mapping[str, int]
-    total: int
+    @property
+    def before(self) -> NDArray[np.bool_]:
+        """Return which tokens come just before a firing, and are none themselves."""
+        before = np.zeros_like(self.fired)
+        before[:, :-1] = self.fired[:, 1:]
+        return before & self.inside & ~self.fired
 
 
 class Statistics:
@@ -68,52 +67,43 @@ class Statistics:
     name = "statistics"
     concurrency = 1
 
-    def __init__(self, vocabulary: Vocabulary, usual: Sequence[Sequence[str]], words: Mapping[str, int]) -> None:
-        """Compare latents with ``usual``, windows of the text that were drawn without regard to any latent.
-
-        ``words`` says of each word of the text how many windows hold it.
-        """
-        self._vocabulary, self._usually = vocabulary, Usual(words, sum(words.values()))
-        places = vocabulary.find(usual)
-        self._usual, self._is_usual = vocabulary.points[places], places != UNKNOWN
+    def __init__(self, vocabulary: Vocabulary, usual: NDArray[np.int32]) -> None:
+        """Compare latents with ``usual``, windows of the text that were drawn without regard to any latent."""
+        self._vocabulary = vocabulary
+        self._usual, self._is_usual = vocabulary.points[vocabulary.places(usual)], usual != PAD
 
     def describe(self, evidence: Evidence) -> Description:
         """Return the words on which the latent fires, their company, and the directions that stand for them."""
-        sample = self._sample_of(evidence.sampled)
+        tokens, values = evidence.sampled
+        sample = Sample(self._vocabulary.places(tokens), tokens != PAD, values > 0)
         window, token = self._thresholds(sample)
-        return Description(_text(evidence, self._usually), self.name, Directions(self._means(sample), window, token))
+        text = f"{self._words(sample)}; promotes " + ", ".join(
+            quoted(name.strip()) for name in evidence.promoted[:NAMED]
+        )
+        return Description(text, self.name, Directions(self._means(sample), window, token))
 
-    def detect(self, description: Description, windows: list[list[str]]) -> list[bool]:
+    def detect(self, description: Description, windows: NDArray[np.int32]) -> list[bool]:
         """Say which windows hold more of what the directions point to than usual ones."""
         directions, odds = self._judge(description, windows)
         return (odds.window > directions.window).tolist()
 
-    def recognise(self, description: Description, windows: list[list[str]], marked: list[list[int]]) -> list[bool]:
+    def recognise(self, description: Description, windows: NDArray[np.int32], marked: NDArray[np.bool_]) -> list[bool]:
         """Say in which windows the ``marked`` tokens are more of what the directions point to than usual ones."""
         directions, odds = self._judge(description, windows)
-        return [float(row[marks].mean()) > directions.token for row, marks in zip(odds.token, marked, strict=True)]
+        return ((odds.token * marked).sum(1) / marked.sum(1) > directions.token).tolist()
 
-    def _judge(self, description: Description, windows: list[list[str]]) -> tuple[Directions, Odds]:
-        directions, places = description.directions, self._vocabulary.find(windows)
+    def _judge(self, description: Description, windows: NDArray[np.int32]) -> tuple[Directions, Odds]:
+        directions = description.directions
         assert isinstance(directions, Directions), "a description of another explainer"
-        return directions, _odds(self._vocabulary.points[places], places != UNKNOWN, directions.means)
-
-    def _sample_of(self, contexts: Sequence[Context]) -> Sample:
-        places = self._vocabulary.find([context.tokens for context in contexts])
-        fired = np.zeros(places.shape, bool)
-        for row, context in zip(fired, contexts, strict=True):
-            row[: len(context.values)] = np.array(context.values) > 0
-        return Sample(places, fired)
+        points = self._vocabulary.points[self._vocabulary.places(windows)]
+        return directions, _odds(points, windows != PAD, directions.means)
 
     def _means(self, sample: Sample) -> NDArray[np.float32]:
         """Return the mean points of the tokens of firings, of those before and of those around them, shrunk."""
-        places, fired = sample
-        before = np.zeros_like(fired)
-        before[:, :-1] = fired[:, 1:]
-        kinds = (places[fired], places[before & ~fired], places.ravel())
+        kinds = (sample.fired, sample.before, sample.inside)
         means = np.zeros((len(kinds), self._vocabulary.points.shape[1]), np.float32)
-        for mean, kind, independent in zip(means, kinds, (None, None, len(places)), strict=True):
-            points = self._vocabulary.points[kind[kind != UNKNOWN]]
+        for mean, kind, independent in zip(means, kinds, (None, None, len(sample.places)), strict=True):
+            points = self._vocabulary.points[sample.places[kind]]
             count = len(points) if independent is None else independent  # a window's tokens together count as one
             mean += points.sum(0) / max(1, len(points)) * count / (count + SHRINK)
         return means
@@ -124,20 +114,37 @@ class Statistics:
         Each half of the sample is judged by the other's means, for a sample is always like its own.
         """
         firing, usual = [], []
-        for half in (0, 1):
-            others = np.arange(len(sample.places)) % 2 == half
-            means = self._means(Sample(*(part[~others] for part in sample)))
-            places, fired = (part[others] for part in sample)
-            judged = _odds(self._vocabulary.points[places], places != UNKNOWN, means)
+        halves = [Sample(sample.places[i::2], sample.inside[i::2], sample.fired[i::2]) for i in (0, 1)]
+        for (places, inside, fired), other in zip(halves, reversed(halves), strict=True):
+            means = self._means(other)
+            judged = _odds(self._vocabulary.points[places], inside, means)
             firing.append(judged._replace(token=judged.token[fired]))
             judged = _odds(self._usual, self._is_usual, means)
             usual.append(judged._replace(token=judged.token[self._is_usual]))
-        ours, theirs = (Odds(*map(np.concatenate, zip(*halves, strict=True))) for halves in (firing, usual))
+        ours, theirs = (Odds(*map(np.concatenate, zip(*parts, strict=True))) for parts in (firing, usual))
         return _border(ours.window, theirs.window), _border(ours.token, theirs.token)
+
+    def _words(self, sample: Sample) -> str:
+        """Put into words what the sampled windows hold more of than the text does."""
+        names, word = self._vocabulary.names, self._vocabulary.word[sample.places]
+        fired, counts = np.unique(word[sample.fired], return_counts=True)
+        often = np.argsort(-counts, kind="stable")[:NAMED]
+        shares = [f"{quoted(names[fired[i]])} ({counts[i] / counts.sum():.0%})" for i in often]
+        text = "fires on " + (", ".join(shares) or NOTHING)
+        row, column = np.nonzero(sample.inside & ~sample.fired)
+        around = np.unique(row * len(names) + word[row, column]) % len(names)  # a word counts once a window
+        for how, words in (("after", word[sample.before]), ("among", around)):
+            others = distinctive(words, self._vocabulary.windows)
+            others = others[~np.isin(others, fired)][:NAMED]
+            if len(others):
+                text += f"; {how} " + ", ".join(quoted(names[i]) for i in others)
+        return text
 
 
 def _border(firing: NDArray[np.float32], usual: NDArray[np.float32]) -> float:
-    """Return the middle of the thresholds whose balanced accuracy is about the best."""
+    """Return the middle of the thresholds whose balanced accuracy is about the best; even odds without usual text."""
+    if not len(usual):
+        return 0.0
     shares = np.linspace(*BELOW, num=40)
     thresholds = np.quantile(usual, shares)
     right = (firing[:, None] > thresholds).mean(0) + shares if len(firing) else shares
@@ -150,17 +157,11 @@ def _odds(points: NDArray[np.float32], known: NDArray[np.bool_], means: NDArray[
     A mean makes a token likelier by the ratio of two normal densities of unit covariance, around it and around 0.
     """
     flat = points.reshape(-1, points.shape[-1]) @ means.T  # one product: numpy makes one a window otherwise
-    ratio = np.where(known[..., None], flat.reshape(*known.shape, -1) - np.square(means).sum(1) / 2, 0)
+    ratio = np.where(known[..., None], flat.reshape(*known.shape, len(means)) - np.square(means).sum(1) / 2, 0)
     token = ratio[..., 0].copy()
     token[:, 1:] += BEFORE * ratio[:, :-1, 1]
     any_token = np.where(known, np.exp(token.clip(max=LARGEST)), 0).sum(1) / known.sum(1).clip(min=1)
     return Odds(token, np.log(any_token.clip(min=1e-30)) + AROUND * ratio[..., 2].sum(1))
-
-
-@cache
-def word(token: str) -> str:
-    """Return what makes tokens the same word: case and spaces around it do not matter."""
-    return token.strip().lower() or token
 
 
 def quoted(text: str) -> str:
@@ -168,36 +169,12 @@ def quoted(text: str) -> str:
     return "“" + text.replace("\n", "⏎").replace("\t", "⇥") + "”"
 
 
-def _text(evidence: Evidence, usual: Usual) -> str:
-    """Put into words what the sampled contexts hold more of than the text does, and what the latent promotes."""
-    on: Counter[str] = Counter()
-    before: Counter[str] = Counter()
-    around: Counter[str] = Counter()
-    for context in evidence.sampled:
-        words = [word(token) for token in context.tokens]
-        fired = [value > 0 for value in context.values]
-        on.update(name for name, fires in zip(words, fired, strict=True) if fires)
-        before.update(
-            name for name, fires, next_fires in zip(words, fired, fired[1:], strict=False) if next_fires and not fires
-        )
-        around.update({name for name, fires in zip(words, fired, strict=True) if not fires})
-    total = on.total()
-    often = [f"{quoted(name)} ({count / total:.0%})" for name, count in on.most_common(NAMED)]
-    parts = ["fires on " + (", ".join(often) or "held-out text alone")]
-    for how, counts in (("after", before), ("among", around)):
-        names = [quoted(name) for name in distinctive(counts, usual) if name not in on][:NAMED]
-        if names:
-            parts.append(f"{how} " + ", ".join(names))
-    parts.append("promotes " + ", ".join(quoted(token.strip()) for token in evidence.promoted[:NAMED]))
-    return "; ".join(parts)
+def distinctive(words: NDArray[np.int64], windows: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return those of ``words`` that occur more than once and more often than usual, those first that tell most.
 
-
-def distinctive(counts: Counter[str], usual: Usual) -> list[str]:
-    """Return the words that are counted more than once and more often than usual, those first that tell most."""
-    total = counts.total()
-    gains = {
-        name: count * math.log(count / total * (usual.total + 1) / (usual.windows.get(name, 0) + 1))
-        for name, count in counts.items()
-        if count > 1
-    }
-    return sorted((name for name, gain in gains.items() if gain > 0), key=lambda name: (-gains[name], name))
+    They are compared with the number of ``windows`` [vocabulary] of the text that hold each.
+    """
+    kinds, counts = np.unique(words, return_counts=True)
+    gain = counts * np.log(counts / len(words) / (windows[kinds] + 1) * (windows.sum() + 1))
+    order = np.argsort(-gain, kind="stable")
+    return kinds[order][((gain > 0) & (counts > 1))[order]]

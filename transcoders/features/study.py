@@ -1,7 +1,7 @@
 """Watching, describing and scoring the latents of one transcoder."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,17 +10,20 @@ from numpy.typing import NDArray
 from transcoders.activations.store import Store
 from transcoders.core.devices import matmul_precision, multiplies_bf16
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.features.describe import Described, Latents, Texts, describe, gather
+from transcoders.features.describe import Described, Latents, describe, gather
 from transcoders.features.effects import effects_of, nearest, read_unembedding, relatives
-from transcoders.features.endpoint import Endpoint
 from transcoders.features.observe import observe
 from transcoders.features.openai import OpenAI
 from transcoders.features.scores import LEAST
 from transcoders.features.settings import DescribeSettings, FeatureSettings
 from transcoders.features.statistics import Statistics
 from transcoders.features.tables import contexts_table, latents_table, summaries
+from transcoders.features.texts import Texts
 from transcoders.features.vocabulary import vocabulary_of
 from transcoders.language.model import load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from transcoders.features.endpoint import Endpoint
 
 
 class Study(NamedTuple):
@@ -48,13 +51,22 @@ class Study(NamedTuple):
         return lines
 
 
+def endpoint_of(settings: DescribeSettings, cache: Path) -> "Endpoint | None":
+    """Return the server that describes latents, if one does."""
+    if settings.explainer != "openai":
+        return None
+    from transcoders.features.endpoint import Endpoint  # its client takes a second to import
+
+    return Endpoint(settings.openai, cache)
+
+
 def study(
     model: Transcoder,
     store: Store,
     held_out: NDArray[np.bool_],
     base_model: Path,
     settings: FeatureSettings,
-    endpoint: Endpoint | None,
+    endpoint: "Endpoint | None",
 ) -> Study:
     """Watch the latents of ``model`` on ``store``, describe them, and score the descriptions on held-out documents.
 
@@ -73,9 +85,11 @@ def study(
         unembedding = read_unembedding(language_model, tokenizer)
         effects = effects_of(model.W_dec[living] * model.config.output_scale, unembedding, settings.effects)
     texts = Texts(tokenizer)
+    for ids in (*observer.token_ids(), effects.promoted, effects.suppressed):
+        texts.learn(ids)
     latents = gather(observer, effects, texts)
     vocabulary = vocabulary_of(texts.known, observer.words, language_model.get_input_embeddings().weight)
-    explainer = Statistics(vocabulary, latents.usual, latents.words)
+    explainer = Statistics(vocabulary, observer.usual.fields["tokens"][0][observer.usual.of(0)])
     described = describe(explainer, latents.evidence, latents.unseen)
     metrics = {
         "living": float(len(living)),
@@ -85,19 +99,20 @@ def study(
         **summaries(described, settings.describe),
     }
     if endpoint:
-        metrics |= ask(endpoint, latents, described, settings.describe)
+        metrics |= ask(
+            OpenAI(endpoint, texts, settings.describe.openai.concurrency), latents, described, settings.describe
+        )
     neighbours = nearest(model.W_dec, living, settings.neighbours)
     table = latents_table(observer, latents, described, effects, neighbours, relatives(observer), texts)
     return Study(table, contexts_table(observer, latents, texts), metrics)
 
 
 def ask(
-    endpoint: Endpoint, latents: Latents, described: list[Described], settings: DescribeSettings
+    explainer: OpenAI, latents: Latents, described: list[Described], settings: DescribeSettings
 ) -> dict[str, float]:
     """Replace the descriptions of some latents, evenly spread, by the server's, and return their scores."""
     scorable = [row for row, unseen in enumerate(latents.unseen) if len(unseen.active) >= LEAST]
     chosen = sorted({scorable[i] for i in np.linspace(0, len(scorable) - 1, settings.openai.latents).astype(int)})
-    explainer = OpenAI(endpoint, settings.openai.concurrency)
     answers = describe(explainer, [latents.evidence[i] for i in chosen], [latents.unseen[i] for i in chosen])
     for row, answer in zip(chosen, answers, strict=True):
         described[row] = answer

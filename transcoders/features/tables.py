@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from transcoders.features.describe import Described, Latents, Texts
+from transcoders.features.describe import Described, Latents
 from transcoders.features.effects import Effects, Relatives
-from transcoders.features.observe import PAD, Observer
+from transcoders.features.observe import Observer
 from transcoders.features.scores import summary
 from transcoders.features.settings import DescribeSettings
+from transcoders.features.texts import PAD, Texts
 
 QUANTILES = 4
 PER_QUANTILE = 3

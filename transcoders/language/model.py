@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from transcoders.core.errors import UserError
 from transcoders.core.files import read_json, replacing, sha256_of, write_json
@@ -189,10 +191,10 @@ def load_bridge(folder: Path, device: torch.device) -> Any:
     """
     from transformer_lens.model_bridge import TransformerBridge
 
-    model, tokenizer = load_model(folder, device), load_tokenizer(folder)
+    model = load_model(folder, device)
     try:
         bridge: Any = TransformerBridge.boot_transformers(
-            str(folder), hf_model=model, tokenizer=tokenizer, dtype=torch.float32, device=str(device)
+            str(folder), hf_model=model, tokenizer=_any_tokenizer(), dtype=torch.float32, device=str(device)
         )
     except (OSError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())
@@ -204,6 +206,15 @@ def load_bridge(folder: Path, device: torch.device) -> Any:
     if getattr(model.config, "attn_logit_softcapping", None) is None and model._supports_sdpa:
         _use_native_attention(bridge)
     return bridge
+
+
+def _any_tokenizer() -> Any:
+    """Return a tokenizer that knows no text. TransformerLens insists on one, for methods that nothing here calls.
+
+    It would load the model's own, which takes as long as the model, and then once more.
+    """
+    fast: Any = PreTrainedTokenizerFast
+    return fast(tokenizer_object=Tokenizer(WordLevel({"[none]": 0}, unk_token="[none]")))
 
 
 def _use_native_attention(bridge: Any) -> None:

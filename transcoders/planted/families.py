@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from scipy.stats import norm
+from scipy.special import ndtri
 from torch import Tensor
 
 from transcoders.core.errors import DAMAGE, UserError
@@ -102,7 +102,7 @@ def plant(moments: Moments, length: float, settings: PlantedSettings) -> Familie
     x, y = (
         _orthogonal(covariance, settings, generator).view(count, members, -1) for covariance in (moments.xx, moments.yy)
     )
-    distance = math.sqrt(2) * float(norm.ppf(settings.detectable))
+    distance = math.sqrt(2) * float(ndtri(settings.detectable))
     precision_along = torch.einsum("fmd,de,fme->fm", x, torch.linalg.inv(_regular(moments.xx)), x).sqrt()
     x_length = distance / precision_along / (1 - settings.spread)
     y_length = torch.full((count, members), length * settings.size, dtype=torch.float64)
