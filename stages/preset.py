@@ -20,6 +20,7 @@ from transcoders.features.settings import FeatureSettings
 from transcoders.formats.settings import CompareSettings
 from transcoders.language.settings import ModelSettings
 from transcoders.planted.settings import PlantedSettings
+from transcoders.probing.settings import ProbingSettings
 from transcoders.training.settings import CheckpointSettings, TrainSettings, VariantSettings
 
 PRESETS = Path("presets")
@@ -39,6 +40,7 @@ class AllParams(StageParams):
     absorption: AbsorptionSettings
     features: FeatureSettings
     compare: CompareSettings
+    probing: ProbingSettings
     planted: PlantedSettings
     circuits: CircuitSettings
     distributed: DistributedSettings = DistributedSettings()

@@ -9,7 +9,9 @@ from stages.common.params import Name, StageParams
 from stages.common.paths import Run, verdicts_of
 from transcoders.core.files import read_json, replacing
 from transcoders.core.tables import read_csv, six_digits, write_csv
-from transcoders.planted.judge import PlantedRun, half_width, judge
+from transcoders.figures.planted import absorption
+from transcoders.figures.style import colours_of, save
+from transcoders.planted.judge import PlantedRun, half_width, judge, table_of_runs
 from transcoders.planted.settings import PlantedSettings
 from transcoders.training.settings import VariantSettings
 
@@ -42,9 +44,12 @@ def work(layer: int) -> None:
             judged = judge(runs[name], runs[plain], planted.bootstrap)
             log.info("%s against %s: half-width of absorption %.3f", name, plain, half_width(judged))
             rows += [{"variant": name, "against": plain, "layer": layer, **row} for row in judged]
-    table = six_digits(pd.DataFrame(rows, columns=COLUMNS))
+    table, of_runs = six_digits(pd.DataFrame(rows, columns=COLUMNS)), six_digits(table_of_runs(runs))
+    colours = colours_of(f"{name}-{seed}" for name in planted.variants for seed in planted.seeds)
     with replacing(verdicts_of(layer)) as folder:
         write_csv(table, folder / "planted.csv")
+        write_csv(of_runs, folder / "runs.csv")
+        save(absorption(table, of_runs, colours), folder / "planted")
         (folder / "planted.md").write_text(table.to_markdown(index=False, floatfmt=".3g") + "\n")
     log.info("%s", table.to_string(index=False))
 

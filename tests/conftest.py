@@ -25,13 +25,20 @@ from transcoders.language.settings import ModelSettings
 
 torch.set_num_threads(2)
 
-LONGEST = ("test_pipeline.py",)
-"""Files of tests that take minutes: another process should have something else to do meanwhile."""
+TOGETHER = ("test_pipeline.py", "faults")
+"""A file and a folder that begin first, and that one process each should work on: their fixtures take minutes."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """Let the processes that share the tests take them a file at a time, the longest first."""
+
+    def group(item: pytest.Item) -> str:
+        path = item.path.relative_to(Path(__file__).parent)
+        return path.parts[0] if path.parts[0] in TOGETHER else str(path)
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: group(item) not in TOGETHER)
 
 
 @pytest.fixture(scope="session")

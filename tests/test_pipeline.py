@@ -33,13 +33,14 @@ ALL = [
     "features",
     "baselines",
     "floor",
+    "probing",
     "pruned",
     "official",
     "compare",
     "plot",
 ]
 OF_A_RUN = ["train", "evaluate", "absorption", "features"]
-AFTER_A_VARIANT = [*OF_A_RUN, "pruned", "compare", "plot"]
+AFTER_A_VARIANT = [*OF_A_RUN, "pruned", "probing", "compare", "plot"]
 
 
 class Pipeline:

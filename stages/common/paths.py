@@ -48,6 +48,11 @@ def pruned_of(layer: int) -> Path:
     return Path("data/pruned") / f"layer_{layer}.csv"
 
 
+def probing_of(layer: int) -> Path:
+    """Return the table of how well a few latents of ``layer`` tell topics."""
+    return Path("data/probing") / f"layer_{layer}.csv"
+
+
 def families_of(layer: int) -> Path:
     """Return the file of the families that are planted into the activations of ``layer``."""
     return Path("data/families") / f"layer_{layer}.safetensors"

@@ -64,6 +64,10 @@ def test_planted_families_come_to_a_verdict_with_its_reason(checkout):
     assert set(rows["against"]) == {"topk"}
     assert set(rows["verdict"]) == {"undecided"}  # three families decide nothing
     assert rows["reason"].str.len().min() > 0
+    runs = pd.read_csv(verdicts_of(2) / "runs.csv").set_index("variant")
+    found = full.loc[full["kind"] == Kind.NESTED, "found"]
+    assert runs.loc["matryoshka", "found"] == pytest.approx(found.mean(), abs=1e-5)
+    assert (verdicts_of(2) / "planted.png").stat().st_size > 10_000
 
 
 def test_an_interrupted_run_ends_in_the_same_bytes(checkout, monkeypatch):

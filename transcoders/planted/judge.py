@@ -64,6 +64,22 @@ def judge(ours: Runs, theirs: Runs, resamples: int) -> list[dict[str, Any]]:
     return rows
 
 
+def table_of_runs(runs: Mapping[str, Runs]) -> pd.DataFrame:
+    """Return a row for each variant and seed: its validation error, its L0, and each measure's mean over families."""
+    rows = [
+        {
+            "variant": variant,
+            "seed": seed,
+            "nmse": run.metrics["best_validation_nmse"],
+            "l0": run.metrics["l0"],
+            **{measure: _nested(run.families, measure).mean() for measure in MEASURES},
+        }
+        for variant, of_variant in runs.items()
+        for seed, run in of_variant.items()
+    ]
+    return pd.DataFrame(rows, columns=["variant", "seed", "nmse", "l0", *MEASURES])
+
+
 def _full(table: pd.DataFrame, kind: Kind) -> pd.DataFrame:
     """Return the families of one kind as the full dictionary has them, by number."""
     full = table[(table["prefix"] == table["prefix"].max()) & (table["kind"] == kind)]

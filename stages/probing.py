@@ -1,0 +1,68 @@
+"""Stage `probing`: how well a few latents of each of a layer's transcoders tell the topics of documents."""
+
+from collections.abc import Iterator
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from stages.common.entry import entry, number_argument
+from stages.common.inputs import MOMENT_TOKENS, open_inputs
+from stages.common.params import Name, StageParams
+from stages.common.paths import DOCUMENTS, Run, all_runs, probing_of
+from transcoders.activations.reader import LabelledBatch, ordered_batches
+from transcoders.comparison.baselines import untrained_dictionary
+from transcoders.core.devices import resolve_device
+from transcoders.core.tables import read_parquet, six_digits, write_csv
+from transcoders.dictionary.transcoder import Transcoder
+from transcoders.probing.pooling import lengths, mean_latents, mean_outputs
+from transcoders.probing.probes import labels_of
+from transcoders.probing.settings import ProbingSettings
+from transcoders.probing.table import table_of
+from transcoders.training.settings import DHidden, VariantSettings, latents_of
+
+
+class Params(StageParams):
+    """What decides this stage."""
+
+    run_variants: list[Name] = Field(alias="runs.variants")
+    seeds: list[int] = Field(alias="runs.seeds")
+    variants: dict[Name, VariantSettings]
+    d_hidden: DHidden = Field(alias="train.d_hidden")
+    k: int = Field(alias="train.k")
+    probing: ProbingSettings
+    device: str
+
+
+def work(layer: int) -> None:
+    """Read the transcoders of ``layer`` and topics; write data/probing/layer_<layer>.csv, which may have no rows."""
+    params = Params.read()
+    settings, device = params.probing, resolve_device(params.device)
+    inputs, topics = open_inputs(layer, device), read_parquet(DOCUMENTS, "collect", ["topic"])["topic"]
+
+    def read() -> Iterator[LabelledBatch]:
+        everyone = np.ones(len(topics), bool)
+        return ordered_batches(inputs.store, everyone, settings.tokens, device) if settings.tokens else iter(())
+
+    tokens = lengths(read(), len(topics))
+    labels = labels_of(topics, tokens, settings.least)
+    plain = next((name for name in params.run_variants if params.variants[name] == VariantSettings()), None)
+    of_runs = all_runs(sorted(params.run_variants, key=lambda name: name != plain), [layer], params.seeds)
+
+    def features() -> Iterator[tuple[str, NDArray[np.float32], list[int | None]]]:
+        yield "y", mean_outputs(read(), tokens, inputs.store.d_model)[labels.documents].numpy(), [None]
+        train = inputs.train_batches(MOMENT_TOKENS, device)
+        untrained = untrained_dictionary(train, latents_of(params.d_hidden, inputs.store.d_model), params.k)
+        del train
+        loaded = ((run.name, Transcoder.load(run.model, device)) for run in of_runs)
+        for name, model in chain([("untrained", untrained)], loaded):
+            yield name, mean_latents(model, read(), tokens)[labels.documents].numpy(), [*settings.k]
+
+    against = {run.name: Run(plain, layer, run.seed).name for run in of_runs} if plain else {}
+    write_csv(six_digits(table_of(features(), against, labels, settings)), probing_of(layer))
+
+
+if __name__ == "__main__":
+    layer = number_argument(__doc__, "layer")
+    entry(lambda: work(layer))
