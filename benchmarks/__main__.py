@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import collect, hierarchy, quality, shuffle, step, stores, throughput
+from benchmarks import collect, letters, quality, shuffle, step, stores, throughput, world
 from benchmarks.contenders import Size
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -30,7 +30,8 @@ HEADERS = {
         " | disk alone (MB/s) | read (tokens/s) | read (MB/s) | disk alone (MB/s) | FVU"
     ),
     "collect": "contexts, length | ours (tokens/s) | plain modules (tokens/s) | ours / plain",
-    "hierarchy": "training | parents found | children found | parents in the first prefix | absorbed",
+    "letters": "layer | F1 on x | F1 on y | on y, letters dealt anew",
+    "world": "way | NMSE | roots | children | leaves | in no tree | absorption | F1 | unique",
 }
 STEP_TABLES = ("peers", "options", "memory")
 
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--tables", nargs="*", choices=HEADERS, help="which tables; the others stay as they are")
     parser.add_argument("--data", type=Path, default=Path("data"), help="what the pipeline collected")
     parser.add_argument("--tokens", type=int, default=200_000, help="of it, for quality and shuffle")
+    parser.add_argument("--world-tokens", type=int, default=2_000_000, help="for world, each seen once")
     parser.add_argument("--epochs", type=int, default=1, help="for quality")
     parser.add_argument("--page", type=Path, default=PAGE, help="the file whose tables to replace")
     args = parser.parse_args()
@@ -71,8 +73,10 @@ def run(device: torch.device, args: argparse.Namespace) -> dict[str, list[str]]:
         rows["collect"] = collect.run(args.data / "model", min(args.rounds, 5), device)
     if "stores" in wanted and (args.data / "model").is_dir():
         rows["stores"] = stores.run(args.data / "model", device)
-    if "hierarchy" in wanted:
-        rows["hierarchy"] = hierarchy.run()
+    if "letters" in wanted and (args.data / "model").is_dir():
+        rows["letters"] = letters.run(args.data / "model", device)
+    if "world" in wanted:
+        rows["world"] = world.run(args.world_tokens)
     return rows
 
 
