@@ -6,9 +6,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTED := $(VENV)/.ready-test
 OLDEST_LENS := .venv-transformer-lens
-# Two processes share the tests, a file at a time: most tests keep one core busy, and some fill the memory of two.
+# Two processes share the tests (tests/conftest.py says how): most tests keep one core busy, and some fill the memory of two.
 WORKERS := 2
-PYTEST := pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST := pytest -n $(WORKERS) --no-loadscope-reorder
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 # uv, where it is installed, makes environments and fills them several times faster than venv and pip (`make UV=`: those).

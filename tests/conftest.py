@@ -14,6 +14,7 @@ import pytest
 import torch
 from filelock import FileLock
 from s3_support import S3, forget_connections
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reached the Hub would pass here and fail elsewhere
 if not torch.cuda.is_available():
@@ -25,20 +26,29 @@ from transcoders.language.settings import ModelSettings
 
 torch.set_num_threads(2)
 
-TOGETHER = ("test_pipeline.py", "faults")
+TOGETHER = ("tests/test_pipeline.py", "tests/faults")
 """A file and a folder that begin first, and that one process each should work on: their fixtures take minutes."""
 
 
+def shared_by(nodeid: str) -> str:
+    """Return the folder or file whose tests one process works on, as they share what is made once."""
+    file = nodeid.partition("::")[0]
+    return next((place for place in TOGETHER if file.startswith(place)), file)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the processes that share the tests take them a file at a time, the longest first."""
+    """Let the longest tests begin first, so that no process waits for them at the end."""
+    items.sort(key=lambda item: shared_by(item.nodeid) not in TOGETHER)
 
-    def group(item: pytest.Item) -> str:
-        path = item.path.relative_to(Path(__file__).parent)
-        return path.parts[0] if path.parts[0] in TOGETHER else str(path)
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: group(item) not in TOGETHER)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Deal the tests to the processes that share them (`make test`) by folder and file."""
+
+    class ByPlace(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return shared_by(nodeid)
+
+    return ByPlace(config, log)
 
 
 @pytest.fixture(scope="session")
