@@ -1,5 +1,6 @@
 """Dictionaries of which it is known what is to be measured: they are measured beside each trained one."""
 
+import numpy as np
 import torch
 from torch.nn.functional import normalize
 
@@ -59,7 +60,7 @@ def made_by_hand(families: Families, absorbed: float = 0.0, hedged: float = 0.0)
 
 def feature_tokens(families: Families, rows: int) -> Tokens:
     """Return ``rows`` tokens that hold nothing but features of unit length."""
-    firings = families.firings(0, rows)
+    firings = families.firings(np.arange(rows))
     fires = torch.zeros(rows, len(families.rate), families.members, dtype=torch.bool)
     fires[firings.row, firings.family, firings.member] = True
     written = firings.written(normalize(families.x, dim=-1))

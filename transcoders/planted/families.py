@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from transcoders.core.errors import DAMAGE, UserError
 from transcoders.core.tensors import save_tensors
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.evaluation.predictors import RIDGE, Moments
+from transcoders.evaluation.predictors import Moments
 from transcoders.planted.kinds import Kind
 from transcoders.planted.settings import PlantedSettings
 
@@ -36,7 +36,7 @@ class Firings(NamedTuple):
     """Which members of which families fire on some rows of a store, in the order of the rows."""
 
     row: Int[Tensor, "firings"]
-    """Counted from the first of the rows that were asked for."""
+    """Its place among the rows that were asked for."""
     family: Int[Tensor, "firings"]
     member: Int[Tensor, "firings"]
     activation: Float[Tensor, "firings"]
@@ -68,9 +68,8 @@ class Families(NamedTuple):
         """Return the unit vectors along which the members write to y."""
         return torch.nn.functional.normalize(self.y, dim=-1)
 
-    def firings(self, start: int, stop: int, draw: int = 0) -> Firings:
-        """Return who fires on rows [start, stop) of a store; another ``draw`` gives other firings."""
-        rows = np.arange(start, stop)
+    def firings(self, rows: NDArray[np.integer[Any]], draw: int = 0) -> Firings:
+        """Return who fires on these ``rows`` of a store; another ``draw`` gives other firings."""
         streams = np.arange(self.rate.numel() * self.members).reshape(-1, self.members)
         chance = _uniform(self.seed, 3 * draw, rows, streams)
         choice = _uniform(self.seed, 3 * draw + 1, rows, streams[:, PARENT])
@@ -90,9 +89,10 @@ def plant(moments: Moments, length: float, settings: PlantedSettings) -> Familie
     """Draw the families that ``settings`` describe.
 
     ``moments`` are those of training tokens; ``length`` is that of what the median living latent adds to y where it
-    fires. In x a feature is as large as the best linear probe needs to separate its weakest firings with the AUROC
-    ``detectable``: two normal distributions a distance d' apart, where d'^2 = s^2 d^T C^-1 d for a feature of length s
-    along d and tokens of covariance C, are separated with AUROC Phi(d' / sqrt 2).
+    fires. In x a feature is as large as a probe along its own direction needs to separate its weakest firings with the
+    AUROC ``detectable``: two normal distributions a distance d' apart, where d' = s / sqrt(d^T C d) for a feature of
+    length s along d and tokens of covariance C, are separated with AUROC Phi(d' / sqrt 2). The best linear probe,
+    d^T C^-1 x, would need a twentieth of that in Gemma's x, and no dictionary learns it from a million tokens.
 
     Raises:
         UserError: there are not so many orthogonal directions.
@@ -103,8 +103,8 @@ def plant(moments: Moments, length: float, settings: PlantedSettings) -> Familie
         _orthogonal(covariance, settings, generator).view(count, members, -1) for covariance in (moments.xx, moments.yy)
     )
     distance = math.sqrt(2) * float(ndtri(settings.detectable))
-    precision_along = torch.einsum("fmd,de,fme->fm", x, torch.linalg.inv(_regular(moments.xx)), x).sqrt()
-    x_length = distance / precision_along / (1 - settings.spread)
+    deviation = torch.einsum("fmd,de,fme->fm", x, moments.xx.double(), x).sqrt()
+    x_length = distance * deviation / (1 - settings.spread)
     y_length = torch.full((count, members), length * settings.size, dtype=torch.float64)
     y_length[:, 1:] *= settings.child_size
     kind = torch.tensor([Kind.NESTED] * settings.families + [Kind.CHILDLESS, Kind.INDEPENDENT] * settings.controls)
@@ -172,12 +172,7 @@ def _orthogonal(
     return torch.linalg.qr(drawn - components @ (components.T @ drawn)).Q.T
 
 
-def _regular(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
-    """Return the covariance with a floor beneath its smallest eigenvalues, so that it has an inverse."""
-    return covariance.double() + RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
-
-
-def _uniform(seed: int, draw: int, rows: NDArray[np.int64], streams: NDArray[np.int64]) -> NDArray[np.float64]:
+def _uniform(seed: int, draw: int, rows: NDArray[np.integer[Any]], streams: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return a number in [0, 1) for each row and stream, [rows, *streams], which these and the seeds decide alone."""
     with np.errstate(over="ignore"):
         key = _mixed(_mixed(np.uint64(seed) + GOLDEN) + np.uint64(draw) * GOLDEN)

@@ -50,12 +50,11 @@ def planted_tokens(store: PlantedStore, documents: NDArray[np.bool_], device: to
     families = store.families
     for start in range(0, store.tokens, CHUNK_ROWS):
         stop = min(start + CHUNK_ROWS, store.tokens)
-        rows = torch.from_numpy(store.members(documents, start, stop))
-        fires = torch.zeros(stop - start, len(families.rate), families.members, dtype=torch.bool)
-        firings = families.firings(start, stop, store.draw)
+        rows = start + np.flatnonzero(store.members(documents, start, stop))
+        fires = torch.zeros(len(rows), len(families.rate), families.members, dtype=torch.bool)
+        firings = families.firings(rows, store.draw)
         fires[firings.row, firings.family, firings.member] = True
-        fires = fires[rows]
-        x = store.rows(IN, start, stop)[rows]
+        x = store.chosen(IN, start, stop, rows)
         yield Tokens(x.to(device), fires[:, :, PARENT], fires[:, :, PARENT + 1 :].any(2))
 
 

@@ -32,7 +32,7 @@ class PlantedSettings(Settings):
     spread: float = Field(default=0.2, ge=0, lt=1)
     """Activations are uniform within 1 ± so much."""
     detectable: float = Field(default=0.99, gt=0.5, lt=1)
-    """AUROC of the best linear probe on x for each feature, which decides its size in x."""
+    """AUROC of a probe on x along each feature's own direction, which decides its size in x."""
     components: int = Field(default=64, ge=0)
     """Principal components of x and of y that features are orthogonal to."""
     draws: int = Field(default=8, gt=0)

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from transcoders.activations.store import ACTIVATIONS, Store
@@ -35,7 +37,13 @@ class PlantedStore(Store):
 
     def rows(self, name: str, start: int, stop: int) -> Float[Tensor, "tokens d"]:
         """Return ``mlp_in`` or ``mlp_out`` of rows [start, stop) with the features that fire there, in float32."""
-        values = super().rows(name, start, stop).float()
+        return self._planted(name, np.arange(start, stop), super().rows(name, start, stop))
+
+    def chosen(self, name: str, start: int, stop: int, rows: NDArray[np.int64]) -> Float[Tensor, "tokens d"]:
+        """Return the same of those ``rows`` of [start, stop) alone, which takes as much less time as they are fewer."""
+        return self._planted(name, rows, super().rows(name, start, stop)[torch.from_numpy(rows - start)])
+
+    def _planted(self, name: str, rows: NDArray[np.int64], values: Tensor) -> Float[Tensor, "tokens d"]:
         written = self.families.x if name == IN else self.families.y
-        firings = self.families.firings(start, start + len(values), self.draw)
-        return values.index_add_(0, firings.row, firings.written(written))
+        firings = self.families.firings(rows, self.draw)
+        return values.float().index_add_(0, firings.row, firings.written(written))
