@@ -90,9 +90,8 @@ def test_features_are_orthogonal_to_each_other_and_to_the_first_components_and_s
     assert planted.x[~real][:, PARENT].any()
     generator = np.random.default_rng(0)
     feature = planted.x[0, 1].double().numpy()
-    probe = feature
-    noise = generator.standard_normal((2, 20_000, D)) * scale.numpy() @ probe
-    signal = (1 - FEW.spread) * feature @ probe
+    noise = generator.standard_normal((2, 20_000, D)) * scale.numpy() @ feature
+    signal = (1 - FEW.spread) * feature @ feature
     separation = signal / noise.std()
     assert norm.cdf(separation / math.sqrt(2)) == pytest.approx(FEW.detectable, abs=2e-3)
 

@@ -92,7 +92,7 @@ def plant(moments: Moments, length: float, settings: PlantedSettings) -> Familie
     fires. In x a feature is as large as a probe along its own direction needs to separate its weakest firings with the
     AUROC ``detectable``: two normal distributions a distance d' apart, where d' = s / sqrt(d^T C d) for a feature of
     length s along d and tokens of covariance C, are separated with AUROC Phi(d' / sqrt 2). The best linear probe,
-    d^T C^-1 x, would need a twentieth of that in Gemma's x, and no dictionary learns it from a million tokens.
+    d^T C^-1 x, needs a twentieth of that in Gemma's x, because other dimensions tell it what to expect along d.
 
     Raises:
         UserError: there are not so many orthogonal directions.

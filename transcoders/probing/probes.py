@@ -14,10 +14,6 @@ from sklearn.model_selection import StratifiedKFold
 
 STRENGTH = 1.0
 """Inverse of the weight of the L2 penalty on a probe of standardised features."""
-DENSE_STRENGTH = 0.01
-"""The same for a probe of hundreds of features, fitted to little more documents: of 1, 0.1 and 0.01 the best."""
-
-
 SMALLEST = 1e-12
 """Standard deviation that features which do not vary are divided by."""
 
@@ -64,7 +60,7 @@ def scores(
             for judged, k in zip(result, sizes, strict=True):
                 chosen = features[:, order[:k]]
                 mean, spread = chosen[seen].mean(0), chosen[seen].std(0).clip(min=SMALLEST)
-                probe = LogisticRegression(C=DENSE_STRENGTH if k is None else STRENGTH, max_iter=1000)
+                probe = LogisticRegression(C=STRENGTH, max_iter=1000)
                 probe.fit((chosen[seen] - mean) / spread, of[seen] == number)
                 judged[number, unseen] = probe.decision_function((chosen[unseen] - mean) / spread)
     return result

@@ -5,15 +5,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
-from transcoders.evaluation.intervals import with_percentiles
+from transcoders.evaluation.bootstrap import Statistic, interval
+from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.probing.probes import Labels, mean_auc, scores
 from transcoders.probing.settings import ProbingSettings
 
-COLUMNS = ["name", "k", "auc", "low", "high", "difference", "difference_low", "difference_high", "shuffled"]
-COLUMNS += ["topics", "documents"]
+FIGURES = ("auc", "low", "high", "difference", "difference_low", "difference_high")
+COLUMNS = ["name", "k", *FIGURES, "shuffled", "topics", "documents"]
 
 
 def table_of(
@@ -29,22 +32,29 @@ def table_of(
     """
     if not labels.names:
         return pd.DataFrame(columns=COLUMNS)
-    rng = np.random.default_rng(settings.seed)
-    count = len(labels.documents)
-    weights = np.ones((settings.bootstrap + 1, count))
-    weights[1:] = rng.multinomial(count, np.full(count, 1 / count), size=settings.bootstrap)
-    shuffled = rng.permutation(labels.of)
-    resampled: dict[tuple[str, int | None], NDArray[np.float64]] = {}
+    of, everyone = labels.of, torch.ones(len(labels.of), dtype=torch.bool)
+    shuffled = np.random.default_rng(settings.seed).permutation(of)
+    resampling = EvaluateSettings(bootstrap=settings.bootstrap, seed=settings.seed)
+    kept: dict[tuple[str, int | None], NDArray[np.float64]] = {}
     rows: list[dict[str, Any]] = []
     for name, values, sizes in tqdm(features, desc="probing", unit="dictionary"):
-        judged, control = (scores(values, of, sizes, settings.folds, settings.seed) for of in (labels.of, shuffled))
+        judged, control = (scores(values, classes, sizes, settings.folds, settings.seed) for classes in (of, shuffled))
         for k, ours, by_chance in zip(sizes, judged, control, strict=True):
-            resampled[name, k] = mean_auc(ours, labels.of, weights)
-            auc, low, high = with_percentiles(resampled[name, k])
-            row = {"name": name, "k": k or values.shape[1], "auc": auc, "low": low, "high": high}
+            kept[name, k] = ours
+            figures = list(interval(_auc(of, ours), everyone, resampling))
             if name in plain and plain[name] != name:
-                difference = with_percentiles(resampled[name, k] - resampled[plain[name], k])
-                row |= dict(zip(COLUMNS[5:8], difference, strict=True))
-            row |= {"shuffled": mean_auc(by_chance, shuffled, weights[:1])[0]}
-            rows.append(row | {"topics": len(labels.names), "documents": count})
+                figures += interval(_auc(of, ours, kept[plain[name], k]), everyone, resampling)
+            row = {"name": name, "k": k or values.shape[1], **dict(zip(FIGURES, figures, strict=False))}
+            row["shuffled"] = mean_auc(by_chance, shuffled, np.ones((1, len(of))))[0]
+            rows.append(row | {"topics": len(labels.names), "documents": len(of)})
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _auc(of: NDArray[np.int64], ours: NDArray[np.float64], theirs: NDArray[np.float64] | None = None) -> Statistic:
+    """Return the AUC of ``ours``, less that of ``theirs``, as a function of the weights of documents."""
+
+    def statistic(weights: Tensor) -> NDArray[np.float64]:
+        auc = mean_auc(ours, of, weights.numpy())
+        return auc if theirs is None else auc - mean_auc(theirs, of, weights.numpy())
+
+    return statistic
