@@ -8,7 +8,7 @@ from transcoders.core.devices import resolve_device
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.evaluation.predictors import moments
 from transcoders.planted.families import plant, save_families, typical_length
-from transcoders.planted.settings import PlantedSettings
+from transcoders.planted.settings import FamilySettings
 
 REFERENCE = "topk", 0
 """Variant and seed of the run whose median latent says how large a feature is in y."""
@@ -17,7 +17,7 @@ REFERENCE = "topk", 0
 class Params(StageParams):
     """What decides this stage."""
 
-    planted: PlantedSettings
+    families: FamilySettings
     device: str
 
 
@@ -29,7 +29,7 @@ def work(layer: int) -> None:
     train = open_inputs(layer, device).train_batches(MOMENT_TOKENS, device)
     length = typical_length(Transcoder.load(Run(variant, layer, seed).model, device), [batch.x for batch in train])
     of_tokens = moments(batch._replace(x=batch.x.cpu(), y=batch.y.cpu()) for batch in train)
-    save_families(plant(of_tokens, length, params.planted), families_of(layer))
+    save_families(plant(of_tokens, length, params.families), families_of(layer))
 
 
 if __name__ == "__main__":

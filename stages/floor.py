@@ -3,15 +3,15 @@
 from pydantic import Field
 
 from stages.common.entry import entry, number_argument
-from stages.common.inputs import MOMENT_TOKENS, open_inputs
+from stages.common.inputs import open_inputs
 from stages.common.params import StageParams
 from stages.common.paths import MODEL, floor_of
-from transcoders.comparison.baselines import untrained_dictionary
+from stages.common.untrained import untrained_of
 from transcoders.core.devices import resolve_device
 from transcoders.core.files import rounded, write_json
 from transcoders.features.settings import FeatureSettings
 from transcoders.features.study import study
-from transcoders.training.settings import DHidden, latents_of
+from transcoders.training.settings import DHidden
 
 
 class Params(StageParams):
@@ -28,9 +28,7 @@ def work(layer: int) -> None:
     params = Params.read()
     device = resolve_device(params.device)
     inputs = open_inputs(layer, device)
-    train = inputs.train_batches(MOMENT_TOKENS, device)
-    untrained = untrained_dictionary(train, latents_of(params.d_hidden, inputs.store.d_model), params.k)
-    del train
+    untrained = untrained_of(inputs, params.d_hidden, params.k, device)
     result = study(untrained, inputs.store, inputs.documents["test"], MODEL, params.features, None)
     write_json(floor_of(layer), rounded(result.metrics))
 

@@ -17,7 +17,7 @@ from transcoders.distributed.ranks import ALONE
 from transcoders.planted.controls import controls
 from transcoders.planted.families import load_families
 from transcoders.planted.measure import measure, planted_tokens
-from transcoders.planted.settings import PlantedSettings
+from transcoders.planted.settings import FamilySettings
 from transcoders.planted.store import PlantedStore
 from transcoders.training.history import metrics_of
 from transcoders.training.settings import CheckpointSettings, TrainSettings, VariantSettings
@@ -27,7 +27,8 @@ from transcoders.training.trainer import Trainer
 class Params(StageParams):
     """What decides this stage; the last one decides no result."""
 
-    planted: PlantedSettings
+    families: FamilySettings
+    draws: int = Field(alias="planted.draws", gt=0)
     train: TrainSettings
     device: str
     variant: VariantSettings = Field(alias="variants.{variant}")
@@ -41,7 +42,7 @@ def work(run: Run) -> None:
     torch.use_deterministic_algorithms(True)
 
     def planted(draw: int) -> PlantedStore:
-        return PlantedStore(store_of(run.layer), families, params.planted.model_dump(), draw)
+        return PlantedStore(store_of(run.layer), families, params.families.model_dump(), draw)
 
     inputs = open_inputs(run.layer, device)._replace(store=planted(0))
     job = job_of("planted", params, run, inputs, device, ALONE)
@@ -49,7 +50,7 @@ def work(run: Run) -> None:
     result = trainer.train()
     result.model.load_state_dict(result.best_weights)
     held_out = chain.from_iterable(
-        planted_tokens(planted(draw), inputs.documents["test"], device) for draw in range(params.planted.draws)
+        planted_tokens(planted(draw), inputs.documents["test"], device) for draw in range(params.draws)
     )
     table = measure(result.model, held_out, families)
     metrics = metrics_of(result.history, result.best_step, result.best_nmse)

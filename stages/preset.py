@@ -19,7 +19,7 @@ from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.features.settings import FeatureSettings
 from transcoders.formats.settings import CompareSettings
 from transcoders.language.settings import ModelSettings
-from transcoders.planted.settings import PlantedSettings
+from transcoders.planted.settings import FamilySettings, PlantedSettings
 from transcoders.probing.settings import ProbingSettings
 from transcoders.training.settings import CheckpointSettings, TrainSettings, VariantSettings
 
@@ -41,6 +41,7 @@ class AllParams(StageParams):
     features: FeatureSettings
     compare: CompareSettings
     probing: ProbingSettings
+    families: FamilySettings
     planted: PlantedSettings
     circuits: CircuitSettings
     distributed: DistributedSettings = DistributedSettings()

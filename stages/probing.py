@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from stages.common.entry import entry, number_argument
-from stages.common.inputs import MOMENT_TOKENS, open_inputs
+from stages.common.inputs import open_inputs
 from stages.common.params import Name, StageParams
 from stages.common.paths import DOCUMENTS, Run, all_runs, probing_of
+from stages.common.untrained import untrained_of
 from transcoders.activations.reader import LabelledBatch, ordered_batches
-from transcoders.comparison.baselines import untrained_dictionary
 from transcoders.core.devices import resolve_device
 from transcoders.core.tables import read_parquet, six_digits, write_csv
 from transcoders.dictionary.transcoder import Transcoder
@@ -20,7 +20,7 @@ from transcoders.probing.pooling import lengths, mean_latents, mean_outputs
 from transcoders.probing.probes import labels_of
 from transcoders.probing.settings import ProbingSettings
 from transcoders.probing.table import table_of
-from transcoders.training.settings import DHidden, VariantSettings, latents_of
+from transcoders.training.settings import DHidden, VariantSettings, plain_of
 
 
 class Params(StageParams):
@@ -47,14 +47,12 @@ def work(layer: int) -> None:
 
     tokens = lengths(read(), len(topics))
     labels = labels_of(topics, tokens, settings.least)
-    plain = next((name for name in params.run_variants if params.variants[name] == VariantSettings()), None)
+    plain = plain_of({name: params.variants[name] for name in params.run_variants})
     of_runs = all_runs(sorted(params.run_variants, key=lambda name: name != plain), [layer], params.seeds)
 
     def features() -> Iterator[tuple[str, NDArray[np.float32], list[int | None]]]:
         yield "y", mean_outputs(read(), tokens, inputs.store.d_model)[labels.documents].numpy(), [None]
-        train = inputs.train_batches(MOMENT_TOKENS, device)
-        untrained = untrained_dictionary(train, latents_of(params.d_hidden, inputs.store.d_model), params.k)
-        del train
+        untrained = untrained_of(inputs, params.d_hidden, params.k, device)
         loaded = ((run.name, Transcoder.load(run.model, device)) for run in of_runs)
         for name, model in chain([("untrained", untrained)], loaded):
             yield name, mean_latents(model, read(), tokens)[labels.documents].numpy(), [*settings.k]

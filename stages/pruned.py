@@ -8,7 +8,7 @@ from stages.common.entry import entry, number_argument
 from stages.common.held_out import open_held_out
 from stages.common.inputs import MOMENT_TOKENS, open_inputs
 from stages.common.params import Name, StageParams
-from stages.common.paths import MODEL, Run, pruned_of
+from stages.common.paths import MODEL, all_runs, pruned_of
 from transcoders.activations.reader import LabelledBatch
 from transcoders.comparison.columns import PRUNED
 from transcoders.comparison.pruning import prune_to_prefixes
@@ -20,7 +20,7 @@ from transcoders.evaluation.predictors import transcoder_predictor
 from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.evaluation.suite import Candidate, evaluate
 from transcoders.language.model import load_bridge
-from transcoders.training.settings import VariantSettings
+from transcoders.training.settings import VariantSettings, plain_of
 from transcoders.training.start import measure
 
 
@@ -39,10 +39,10 @@ def prune_runs(
 ) -> dict[tuple[str, int], Transcoder]:
     """Return every plain run of ``layer``, cut to each prefix of the nested variants, by its name and size."""
     variants = [params.variants[name] for name in params.run_variants]
-    plain = [name for name in params.run_variants if params.variants[name] == VariantSettings()]
+    plain = plain_of({name: params.variants[name] for name in params.run_variants})
     return {
         (run.name, size): model
-        for run in (Run(name, layer, seed) for name in plain for seed in params.seeds)
+        for run in all_runs([plain] if plain else [], [layer], params.seeds)
         for size, model in prune_to_prefixes(Transcoder.load(run.model, device), variants, train).items()
     }
 

@@ -13,7 +13,7 @@ from transcoders.figures.planted import absorption
 from transcoders.figures.style import colours_of, save
 from transcoders.planted.judge import PlantedRun, half_width, judge, table_of_runs
 from transcoders.planted.settings import PlantedSettings
-from transcoders.training.settings import VariantSettings
+from transcoders.training.settings import VariantSettings, plain_of
 
 log = logging.getLogger(__name__)
 COLUMNS = ["variant", "against", "layer", "measure", "ours", "theirs", "effect", "low", "high", "pairs", "seeds"]
@@ -38,7 +38,7 @@ def work(layer: int) -> None:
     params = Params.read()
     planted, rows = params.planted, []
     runs = {name: {seed: read_run(Run(name, layer, seed)) for seed in planted.seeds} for name in planted.variants}
-    plain = next((name for name in runs if params.variants[name] == VariantSettings()), None)
+    plain = plain_of({name: params.variants[name] for name in runs})
     for name in runs:
         if plain is not None and name != plain:
             judged = judge(runs[name], runs[plain], planted.bootstrap)

@@ -16,11 +16,11 @@ from transcoders.planted.controls import absorbing, feature_tokens, made_by_hand
 from transcoders.planted.families import PARENT, Families, plant
 from transcoders.planted.kinds import Kind
 from transcoders.planted.measure import measure
-from transcoders.planted.settings import PlantedSettings
+from transcoders.planted.settings import FamilySettings
 from transcoders.planted.store import PlantedStore
 
 D = 64
-FEW = PlantedSettings(families=6, controls=2, children=3, components=4, lowest_rate=0.02, highest_rate=0.1)
+FEW = FamilySettings(nested=6, controls=2, children=3, components=4, lowest_rate=0.02, highest_rate=0.1)
 
 
 def isotropic(d: int) -> Moments:
@@ -97,8 +97,8 @@ def test_features_are_orthogonal_to_each_other_and_to_the_first_components_and_s
 
 
 def test_more_families_than_dimensions_allow_are_refused_with_the_numbers() -> None:
-    with pytest.raises(UserError, match=r"planted.families: 64 families .* need 480 .* d_model = 64 has 0"):
-        plant(isotropic(D), 1.0, PlantedSettings())
+    with pytest.raises(UserError, match=r"families.nested: 64 families .* need 480 .* d_model = 64 has 0"):
+        plant(isotropic(D), 1.0, FamilySettings())
 
 
 def test_a_planted_store_differs_from_the_store_by_what_fires_and_nothing_else(tmp_path, families) -> None:
@@ -115,7 +115,7 @@ def test_a_planted_store_differs_from_the_store_by_what_fires_and_nothing_else(t
 
 
 # Dictionaries built by hand, on tokens that hold nothing but features: what is measured is known.
-CLEAN = PlantedSettings(families=8, controls=2, children=4, components=0, lowest_rate=0.05, highest_rate=0.1, spread=0)
+CLEAN = FamilySettings(nested=8, controls=2, children=4, components=0, lowest_rate=0.05, highest_rate=0.1, spread=0)
 
 
 @pytest.fixture(scope="module")

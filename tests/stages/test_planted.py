@@ -29,17 +29,19 @@ def checkout(tmp_path, monkeypatch):
     pd.DataFrame({"title": range(20), "split": parts}).to_parquet("data/split.parquet")
     params = YAML().load(ROOT / "params.yaml")
     params["train"] |= {"d_hidden": 64, "k": 8, "epochs": 30, "batch_size": 200, "precision": "float32"}
-    params["planted"] |= {
-        "layers": [2],
-        "variants": [run.variant for run in PLANTED],
-        "seeds": [0],
-        "families": 3,
+    params["families"] |= {
+        "nested": 3,
         "controls": 1,
         "children": 2,
         "components": 4,
         "lowest_rate": 0.05,
         "highest_rate": 0.1,
         "size": 3.0,
+    }
+    params["planted"] |= {
+        "layers": [2],
+        "variants": [run.variant for run in PLANTED],
+        "seeds": [0],
         "draws": 2,
         "bootstrap": 50,
     }

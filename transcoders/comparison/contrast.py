@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from transcoders.comparison.results import RunResult
 from transcoders.evaluation.intervals import paired, with_percentiles
 from transcoders.evaluation.settings import EvaluateSettings
-from transcoders.training.settings import VariantSettings
+from transcoders.training.settings import VariantSettings, plain_of
 
 RATIOS = {
     "fvu": (("error",), ("variation",)),
@@ -45,10 +45,10 @@ def contrasts(
 def pairs(variants: Mapping[str, VariantSettings]) -> list[tuple[str, str]]:
     """Return which variants to compare: those of full width with the plain one, progressive ones with joint ones."""
     full = [name for name, variant in variants.items() if variant.d_hidden_share == 1]
-    plain = [name for name in full if variants[name] == VariantSettings()][:1]
+    plain = plain_of(variants)
     joint = [name for name in full if variants[name].prefixes and variants[name].training == "joint"]
     progressive = [name for name in full if variants[name].training == "progressive"]
-    with_plain = [(name, p) for p in plain for name in full if name != p]
+    with_plain = [(name, plain) for name in full if plain and name != plain]
     return with_plain + [(name, other) for name in progressive for other in joint]
 
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from transcoders.absorption.settings import LEAST_MAIN_F1
 from transcoders.comparison.results import RunResult
-from transcoders.training.settings import VariantSettings
+from transcoders.training.settings import VariantSettings, plain_of
 
 STATEMENTS = {"H1": "less absorption", "H2": "less splitting", "H3": "fewer dead latents"}
 LETTERS_NEEDED = 5
@@ -65,17 +65,16 @@ def hypotheses(results: Sequence[RunResult], variants: Mapping[str, VariantSetti
 
     The table has no rows without a plain or without a nested variant among the runs.
     """
-    plain = [name for name, v in variants.items() if v == VariantSettings()][:1]
+    against = plain_of(variants)
+    if against is None:
+        return pd.DataFrame(columns=COLUMNS)
     nested = [name for name, v in variants.items() if v.prefixes and v.d_hidden_share == v.k_share == 1]
     rows = []
     for layer in dict.fromkeys(result.layer for result in results):
         of_variant = {name: [r for r in results if (r.layer, r.variant) == (layer, name)] for name in variants}
-        for against in plain:
-            theirs = side_of(of_variant[against])
-            for name in nested:
-                seeds = len(of_variant[name])
-                common = {"variant": name, "against": against, "layer": layer, "seeds": seeds}
-                rows += [row | common for row in judge(side_of(of_variant[name]), theirs)]
+        for name in nested:
+            common = {"variant": name, "against": against, "layer": layer, "seeds": len(of_variant[name])}
+            rows += [row | common for row in judge(side_of(of_variant[name]), side_of(of_variant[against]))]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

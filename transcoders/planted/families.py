@@ -23,7 +23,7 @@ from transcoders.core.tensors import save_tensors
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.evaluation.predictors import Moments
 from transcoders.planted.kinds import Kind
-from transcoders.planted.settings import PlantedSettings
+from transcoders.planted.settings import FamilySettings
 
 TENSORS = ("kind", "rate", "x", "y")
 PARENT = 0
@@ -85,7 +85,7 @@ class Families(NamedTuple):
         return Firings(row, family, member, torch.from_numpy(activation).float())
 
 
-def plant(moments: Moments, length: float, settings: PlantedSettings) -> Families:
+def plant(moments: Moments, length: float, settings: FamilySettings) -> Families:
     """Draw the families that ``settings`` describe.
 
     ``moments`` are those of training tokens; ``length`` is that of what the median living latent adds to y where it
@@ -97,7 +97,7 @@ def plant(moments: Moments, length: float, settings: PlantedSettings) -> Familie
     Raises:
         UserError: there are not so many orthogonal directions.
     """
-    count, members = settings.families + 2 * settings.controls, 1 + settings.children
+    count, members = settings.nested + 2 * settings.controls, 1 + settings.children
     generator = torch.Generator().manual_seed(settings.seed)
     x, y = (
         _orthogonal(covariance, settings, generator).view(count, members, -1) for covariance in (moments.xx, moments.yy)
@@ -107,7 +107,7 @@ def plant(moments: Moments, length: float, settings: PlantedSettings) -> Familie
     x_length = distance * deviation / (1 - settings.spread)
     y_length = torch.full((count, members), length * settings.size, dtype=torch.float64)
     y_length[:, 1:] *= settings.child_size
-    kind = torch.tensor([Kind.NESTED] * settings.families + [Kind.CHILDLESS, Kind.INDEPENDENT] * settings.controls)
+    kind = torch.tensor([Kind.NESTED] * settings.nested + [Kind.CHILDLESS, Kind.INDEPENDENT] * settings.controls)
     real = (kind != Kind.CHILDLESS)[:, None] | (torch.arange(members) == PARENT)
     ends = math.log(settings.lowest_rate), math.log(settings.highest_rate)
     rate = torch.exp(ends[0] + (ends[1] - ends[0]) * torch.rand(count, generator=generator, dtype=torch.float64))
@@ -157,15 +157,15 @@ def load_families(path: Path) -> Families:
 
 
 def _orthogonal(
-    covariance: Float[Tensor, "d d"], settings: PlantedSettings, generator: torch.Generator
+    covariance: Float[Tensor, "d d"], settings: FamilySettings, generator: torch.Generator
 ) -> Float[Tensor, "directions d"]:
     """Return random orthonormal directions that are orthogonal to the first principal components."""
     d, room = len(covariance), len(covariance) - settings.components
     if settings.directions > room:
         raise UserError(
-            f"planted.families: {settings.families} families and {settings.controls} controls of either kind, of "
+            f"families.nested: {settings.nested} families and {settings.controls} controls of either kind, of "
             f"{1 + settings.children} members each, need {settings.directions} orthogonal directions, and d_model = "
-            f"{d} has {room} beside planted.components; lower one of them"
+            f"{d} has {room} beside families.components; lower one of them"
         )
     components = torch.linalg.eigh(covariance.double()).eigenvectors[:, room:]
     drawn = torch.randn(d, settings.directions, generator=generator, dtype=torch.float64)

@@ -7,16 +7,11 @@ from pydantic import Field, model_validator
 from transcoders.core.settings import Settings
 
 
-class PlantedSettings(Settings):
-    """Families of one parent feature and some children, and the variants that are trained on them."""
+class FamilySettings(Settings):
+    """Say what the families of features are that are planted: a parent and some children each."""
 
-    layers: list[int] = Field(default_factory=list)
-    """Of ``runs.layers``; none turns the stages off."""
-    variants: list[str] = Field(default_factory=list)
-    """Of ``variants``: each is trained anew on activations with families in them, with each of ``seeds``."""
-    seeds: list[int] = Field(default_factory=list)
-    families: int = Field(default=64, gt=0)
-    """With children that fire with their parent alone."""
+    nested: int = Field(default=64, gt=0)
+    """Families whose children fire with their parent alone."""
     controls: int = Field(default=16, gt=0)
     """Families without children, and as many whose children fire whatever their parent does."""
     children: int = Field(default=4, gt=1)
@@ -35,9 +30,6 @@ class PlantedSettings(Settings):
     """AUROC of a probe on x along each feature's own direction, which decides its size in x."""
     components: int = Field(default=64, ge=0)
     """Principal components of x and of y that features are orthogonal to."""
-    draws: int = Field(default=8, gt=0)
-    """Times that the held-out tokens are measured, each with other firings."""
-    bootstrap: int = Field(default=1000, gt=0)
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
@@ -49,4 +41,17 @@ class PlantedSettings(Settings):
     @property
     def directions(self) -> int:
         """How many orthogonal directions the features need in x, and in y."""
-        return (self.families + 2 * self.controls) * (1 + self.children)
+        return (self.nested + 2 * self.controls) * (1 + self.children)
+
+
+class PlantedSettings(Settings):
+    """Say which variants are trained on planted activations, and how they are judged."""
+
+    layers: list[int] = Field(default_factory=list)
+    """Of ``runs.layers``; none turns the stages off."""
+    variants: list[str] = Field(default_factory=list)
+    """Of ``variants``: each is trained anew on activations with families in them, with each of ``seeds``."""
+    seeds: list[int] = Field(default_factory=list)
+    draws: int = Field(default=8, gt=0)
+    """Times that the held-out tokens are measured, each with other firings."""
+    bootstrap: int = Field(default=1000, gt=0)

@@ -1,5 +1,6 @@
 """How a transcoder is trained."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
@@ -151,3 +152,8 @@ class CheckpointSettings(Settings):
 def latents_of(d_hidden: DHidden, d_model: int) -> int:
     """Return how many latents ``train.d_hidden`` means for a model of width ``d_model``."""
     return d_hidden if isinstance(d_hidden, int) else int(d_hidden.removesuffix("x")) * d_model
+
+
+def plain_of(variants: Mapping[str, VariantSettings]) -> str | None:
+    """Return the name of the first variant that is plain TopK of full width, which nested ones are compared with."""
+    return next((name for name, variant in variants.items() if variant == VariantSettings()), None)
