@@ -3,13 +3,25 @@
 import logging
 
 import pandas as pd
+from pydantic import Field
 
 from stages.common.entry import entry, no_arguments
 from stages.common.params import Name, RunSettings, StageParams
-from stages.common.paths import COMPARISON, METRICS, OFFICIAL, Run, all_runs, baselines_of, floor_of, pruned_of
+from stages.common.paths import (
+    COMPARISON,
+    METRICS,
+    OFFICIAL,
+    Run,
+    all_runs,
+    baselines_of,
+    classes_of,
+    floor_of,
+    pruned_of,
+    verdicts_of,
+)
 from transcoders.comparison.checks import check_all
 from transcoders.comparison.contrast import contrasts
-from transcoders.comparison.hypotheses import hypotheses
+from transcoders.comparison.hypotheses import COLUMNS, hypotheses
 from transcoders.comparison.report import main_columns, report
 from transcoders.comparison.results import RunResult, for_terminal, runs_table, with_floor
 from transcoders.core.files import read_json, replacing, write_json
@@ -18,6 +30,8 @@ from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.training.settings import VariantSettings
 
 log = logging.getLogger(__name__)
+HYPOTHESES = "hypotheses.csv"
+"""A row for each hypothesis, task and pair of variants; `classes` and `verdicts` write theirs under this name too."""
 
 
 class Params(StageParams):
@@ -26,6 +40,7 @@ class Params(StageParams):
     runs: RunSettings
     variants: dict[Name, VariantSettings]
     evaluate: EvaluateSettings
+    planted_layers: list[int] = Field(alias="planted.layers")
 
 
 def read_result(run: Run) -> RunResult:
@@ -51,6 +66,14 @@ def read_baselines(layer: int) -> pd.DataFrame:
     return with_floor(read_csv(baselines_of(layer), f"baselines@{layer}"), floor)
 
 
+def read_verdicts(params: Params) -> list[pd.DataFrame]:
+    """Read what stages that judge on tasks of their own say of the hypotheses."""
+    of_classes = [read_csv(classes_of(layer) / HYPOTHESES, f"classes@{layer}") for layer in params.runs.layers]
+    return of_classes + [
+        read_csv(verdicts_of(layer) / HYPOTHESES, f"verdicts@{layer}") for layer in params.planted_layers
+    ]
+
+
 def work() -> None:
     """Read what all stages wrote; write data/compare/ and metrics/, a file for each row of the table."""
     params = Params.read()
@@ -61,11 +84,12 @@ def work() -> None:
     table = runs_table(results, [*baselines, read_csv(OFFICIAL, "official")])
     pruned = pd.concat([read_csv(pruned_of(layer), f"pruned@{layer}") for layer in runs.layers])
     checks = check_all(results, table)
-    judged, differences = hypotheses(results, variants), contrasts(results, variants, params.evaluate)
+    judged = pd.concat([hypotheses(results, variants), *read_verdicts(params)])[list(COLUMNS)]
+    differences = contrasts(results, variants, params.evaluate)
     with replacing(COMPARISON) as folder:
         write_csv(table, folder / "runs.csv")
         write_csv(six_digits(differences), folder / "contrasts.csv")
-        write_csv(six_digits(judged), folder / "hypotheses.csv")
+        write_csv(six_digits(judged), folder / HYPOTHESES)
         write_csv(pd.DataFrame(checks).drop(columns="remedy"), folder / "checks.csv")
         (folder / "compare.md").write_text(report(table, pruned, judged, differences, checks))
     with replacing(METRICS) as folder:

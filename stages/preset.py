@@ -11,6 +11,7 @@ from stages.common.params import FILE, Name, RunSettings, StageParams
 from transcoders.absorption.settings import AbsorptionSettings
 from transcoders.activations.settings import SplitSettings
 from transcoders.circuits.settings import CircuitSettings
+from transcoders.classes.settings import ClassSettings
 from transcoders.collecting.settings import CollectSettings
 from transcoders.core.errors import UserError
 from transcoders.core.files import merge_yaml, read_yaml, replacing
@@ -41,6 +42,7 @@ class AllParams(StageParams):
     features: FeatureSettings
     compare: CompareSettings
     probing: ProbingSettings
+    classes: ClassSettings
     families: FamilySettings
     planted: PlantedSettings
     circuits: CircuitSettings

@@ -11,7 +11,7 @@ from transcoders.core.files import read_json, replacing
 from transcoders.core.tables import read_csv, six_digits, write_csv
 from transcoders.figures.planted import absorption
 from transcoders.figures.style import colours_of, save
-from transcoders.planted.judge import PlantedRun, half_width, judge, table_of_runs
+from transcoders.planted.judge import PlantedRun, as_hypotheses, half_width, judge, table_of_runs
 from transcoders.planted.settings import PlantedSettings
 from transcoders.training.settings import VariantSettings, plain_of
 
@@ -50,6 +50,7 @@ def work(layer: int) -> None:
         write_csv(table, folder / "planted.csv")
         write_csv(of_runs, folder / "runs.csv")
         save(absorption(table, of_runs, colours), folder / "planted")
+        write_csv(as_hypotheses(table), folder / "hypotheses.csv")
         (folder / "planted.md").write_text(table.to_markdown(index=False, floatfmt=".3g") + "\n")
     log.info("%s", table.to_string(index=False))
 

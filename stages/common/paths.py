@@ -53,6 +53,11 @@ def probing_of(layer: int) -> Path:
     return Path("data/probing") / f"layer_{layer}.csv"
 
 
+def classes_of(layer: int) -> Path:
+    """Return the folder of what the dictionaries of ``layer`` make of classes of words."""
+    return Path("data/classes") / f"layer_{layer}"
+
+
 def families_of(layer: int) -> Path:
     """Return the file of the families that are planted into the activations of ``layer``."""
     return Path("data/families") / f"layer_{layer}.safetensors"

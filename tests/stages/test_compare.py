@@ -26,6 +26,7 @@ MEASURED = {
     "tokens": 1000.0,
 }
 PRUNED = {"name": "topk-9-0", "layer": 9, "latents": 320, "k": 16, "l0": 16.0, "fvu": 0.5, "cosine": 0.7}
+VERDICT = {"hypothesis": "H1", "statement": "less absorption", "effect": -0.2, "verdict": "supported", "seeds": 3}
 OFFICIAL = "layer_9_width_16k"
 
 
@@ -43,10 +44,12 @@ def root(tmp_path, monkeypatch):
             {"name": f"{name}-9", "kind": "baseline", "variant": name, "layer": 9} | MEASURED for name in BASELINES
         ],
         "pruned/layer_9": [PRUNED | {"dead_fraction": 0.0, "delta_ce": 0.1, "loss_recovered": 0.5}],
+        "classes/layer_9/hypotheses": [VERDICT | {"task": "word classes"}],
+        "verdicts/layer_9/hypotheses": [VERDICT | {"task": "planted families"}],
         "official": [{"name": OFFICIAL, "kind": "official", "layer": 9, "l0": 76.2} | MEASURED],
     }
     for name, rows in tables.items():
-        (tmp_path / f"data/{name}.csv").parent.mkdir(exist_ok=True)
+        (tmp_path / f"data/{name}.csv").parent.mkdir(exist_ok=True, parents=True)
         pd.DataFrame(rows).to_csv(tmp_path / f"data/{name}.csv", index=False)
     (tmp_path / "data/floor").mkdir()
     (tmp_path / "data/floor/layer_9.json").write_text('{"detection_score": 0.6, "living": 5.0}')
@@ -55,6 +58,7 @@ def root(tmp_path, monkeypatch):
 
 
 BASELINES = ("mean", "affine", "untrained")
+TASKS = ["first letters", "first letters", "held-out tokens", "word classes"]
 NAMES = ["topk-9-0", "matryoshka-9-0", "mean-9", "affine-9", "untrained-9", OFFICIAL]
 
 
@@ -67,7 +71,7 @@ def test_tables_and_a_page_are_written(root):
     assert list(runs.index) == NAMES
     assert runs.loc["topk-9-0", "training_tokens"] == 600
     assert set(pd.read_csv(folder / "contrasts.csv")["metric"]) > {"fvu", "dead_fraction"}
-    assert pd.read_csv(folder / "hypotheses.csv")["hypothesis"].tolist() == ["H1", "H2", "H3"]
+    assert pd.read_csv(folder / "hypotheses.csv")["task"].tolist() == TASKS
     checks = pd.read_csv(folder / "checks.csv").set_index(["run", "name"])["passed"]
     assert checks["topk-9-0", "dead_fraction"]
     assert not checks["matryoshka-9-0", "dead_fraction"]
@@ -75,6 +79,15 @@ def test_tables_and_a_page_are_written(root):
     for heading in ("Comparison on 1000 held-out tokens", "Plain dictionaries, pruned", "Hypotheses", "Checks"):
         assert f"# {heading}" in page
     assert "or raise train.aux_coefficient" in page
+
+
+def test_verdicts_of_planted_families_are_those_of_the_layers_that_are_planted(root):
+    params = YAML().load(root / "params.yaml")
+    params["planted"]["layers"] = [9]
+    YAML().dump(params, root / "params.yaml")
+    work()
+    assert pd.read_csv(root / "data/compare/hypotheses.csv")["task"].tolist() == [*TASKS, "planted families"]
+    assert "planted families" in (root / "data/compare/compare.md").read_text()
 
 
 def test_what_is_no_run_any_more_leaves_no_metrics(root):
@@ -98,7 +111,7 @@ def test_where_no_letter_is_readable_there_is_neither_absorption_nor_a_verdict_o
         write(root, run._replace(absorption={"letters": 0.0}))
     work()
     assert "absorption" not in json.loads((root / "metrics/topk-9-0.json").read_text())
-    assert pd.read_csv(root / "data/compare/hypotheses.csv")["hypothesis"].tolist() == ["H3"]
+    assert pd.read_csv(root / "data/compare/hypotheses.csv")["task"].tolist() == TASKS[2:]
     assert "topk-9-0" in (root / "data/compare/compare.md").read_text()
 
 

@@ -20,6 +20,7 @@ OF_LETTERS = ["mean_absorption", "splitting", "main_f1", "words"]
 COLUMNS = (
     "hypothesis",
     "statement",
+    "task",
     "variant",
     "against",
     "layer",
@@ -98,6 +99,7 @@ def judge(ours: Side, theirs: Side) -> list[dict[str, Any]]:
             {
                 "hypothesis": name,
                 "statement": STATEMENTS[name],
+                "task": "held-out tokens" if name == "H3" else "first letters",
                 "ours": float(a.mean()),
                 "theirs": float(b.mean()),
                 **result._asdict(),
@@ -174,12 +176,8 @@ def side_of(results: Sequence[RunResult]) -> Side:
 
 def as_markdown(table: pd.DataFrame) -> str:
     """Return the table, and what its intervals cover."""
-    over = "letters (H1, H2) or latents (H3)"
-    seeds = int(table["seeds"].iloc[0])
-    covers = (
-        f"95 % intervals over {over} only: with one seed they say how these runs differ, not how the methods do."
-        if seeds == 1
-        else f"95 % intervals over {seeds} seeds and {over}."
-    )
-    rows = table.to_markdown(index=False, floatfmt=".3g")
-    return f"{covers} An effect below 0 speaks for the hypothesis.\n\n{rows}"
+    over = "95 % intervals over what the task is measured on (letters, latents, classes, families), and over seeds."
+    if int(table["seeds"].min()) == 1:
+        over += " With one seed they say how these runs differ, not how the methods do."
+    rows = table.to_markdown(index=False, floatfmt=".3g", missingval="")
+    return f"{over} An effect below 0 speaks for the hypothesis.\n\n{rows}"

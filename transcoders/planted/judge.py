@@ -28,6 +28,13 @@ class PlantedRun(NamedTuple):
     metrics: Mapping[str, float]
 
 
+HYPOTHESES = {
+    "absorption": ("H1", "less absorption"),
+    "contamination": ("H1", "less contamination"),
+    "splitting": ("H2", "less splitting"),
+    "hedging": ("", "less hedging"),
+    "lost": ("", "fewer lost parents"),
+}
 Runs = Mapping[int, PlantedRun]
 """By seed."""
 
@@ -62,6 +69,18 @@ def judge(ours: Runs, theirs: Runs, resamples: int) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def as_hypotheses(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the table of verdicts that speak of a hypothesis, or of the price, as all tasks tell them."""
+    rows = verdicts[verdicts["measure"].isin(HYPOTHESES)].rename(columns={"reason": "note"})
+    names = [HYPOTHESES[measure] for measure in rows["measure"]]
+    return rows.assign(
+        hypothesis=[name for name, _ in names],
+        statement=[statement for _, statement in names],
+        task="planted families",
+        measured_on=[f"{pairs} families" for pairs in rows["pairs"]],
+    )
 
 
 def table_of_runs(runs: Mapping[str, Runs]) -> pd.DataFrame:

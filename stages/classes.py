@@ -1,0 +1,95 @@
+"""Stage `classes`: what each of a layer's transcoders makes of classes of words, and what nested ones make better."""
+
+import logging
+from collections.abc import Iterator
+from itertools import chain
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from stages.common.entry import entry, number_argument
+from stages.common.inputs import open_inputs
+from stages.common.params import Name, StageParams
+from stages.common.paths import MODEL, Run, all_runs, classes_of
+from stages.common.untrained import untrained_of
+from transcoders.activations.reader import LabelledBatch, ordered_batches
+from transcoders.classes.judge import ClassRun, verdicts
+from transcoders.classes.latents import activity
+from transcoders.classes.measure import MEASURED, measure, probe_classes
+from transcoders.classes.probes import read_outputs
+from transcoders.classes.settings import ClassSettings
+from transcoders.classes.words import classes_among, find_words, read_table
+from transcoders.core.devices import resolve_device
+from transcoders.core.files import replacing
+from transcoders.core.tables import six_digits, write_csv
+from transcoders.dictionary.transcoder import Transcoder
+from transcoders.figures.classes import UNTRAINED, generality
+from transcoders.figures.style import colours_of, save
+from transcoders.language.model import load_tokenizer
+from transcoders.training.settings import DHidden, VariantSettings
+
+log = logging.getLogger(__name__)
+
+
+class Params(StageParams):
+    """What decides this stage."""
+
+    run_variants: list[Name] = Field(alias="runs.variants")
+    seeds: list[int] = Field(alias="runs.seeds")
+    variants: dict[Name, VariantSettings]
+    d_hidden: DHidden = Field(alias="train.d_hidden")
+    k: int = Field(alias="train.k")
+    classes: ClassSettings
+    device: str
+
+
+def measured(params: Params, layer: int) -> dict[str, ClassRun]:
+    """Return what was measured of the untrained dictionary and of each run of ``layer``; nothing without classes."""
+    settings, device = params.classes, resolve_device(params.device)
+    if not settings.tokens:
+        return {}
+    inputs, rng = open_inputs(layer, device), np.random.default_rng(settings.seed)
+    tokens, documents = (inputs.store.labels(name, 0, settings.tokens) for name in ("token", "document"))
+    words, table = find_words(tokens, documents, load_tokenizer(MODEL), settings.occurrences), read_table()
+    classes = classes_among(words, table, settings.members)
+    needs = f"{settings.members} words that occur {settings.occurrences} times"
+    log.info("classes: %d of %d have %s in %d tokens", len(classes), len(table), needs, len(tokens))
+    if not classes:
+        return {}
+
+    def read() -> Iterator[LabelledBatch]:
+        everyone = np.ones(len(inputs.documents["test"]), bool)
+        return ordered_batches(inputs.store, everyone, settings.tokens, device)
+
+    probed = probe_classes(classes, words, read_outputs(read(), words, settings.others, rng), settings, rng)
+    untrained = untrained_of(inputs, params.d_hidden, params.k, device)
+    runs = all_runs(params.run_variants, [layer], params.seeds)
+    result = {}
+    for name, model in chain([(UNTRAINED, untrained)], ((r.name, Transcoder.load(r.model, device)) for r in runs)):
+        active = activity(model, read(), words)
+        result[name] = ClassRun(measure(active, model.W_dec.float().cpu(), probed, words), active.l0)
+    return result
+
+
+def work(layer: int) -> None:
+    """Measure and judge; write data/classes/layer_<layer>/, whose tables may have no rows."""
+    params = Params.read()
+    of_runs, variants = measured(params, layer), {name: params.variants[name] for name in params.run_variants}
+    by_variant = {v: {s: of_runs[Run(v, layer, s).name] for s in params.seeds} for v in variants} if of_runs else {}
+    judged = verdicts(by_variant, variants, layer, params.classes)
+    tables = [run.classes.assign(name=name) for name, run in of_runs.items()]
+    with replacing(classes_of(layer)) as folder:
+        write_csv(six_digits(pd.concat(tables or [pd.DataFrame(columns=["name", *MEASURED])])), folder / "classes.csv")
+        write_csv(six_digits(judged), folder / "hypotheses.csv")
+        if tables:
+            save(
+                generality(pd.concat(tables), colours_of(name for name in of_runs if name != UNTRAINED)),
+                folder / "classes",
+            )
+    log.info("%s", judged.to_string(index=False))
+
+
+if __name__ == "__main__":
+    layer = number_argument(__doc__, "layer")
+    entry(lambda: work(layer))
