@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import collect, letters, quality, shuffle, step, stores, throughput, world
+from benchmarks import collect, hedging, letters, quality, shuffle, step, stores, throughput, world
 from benchmarks.contenders import Size
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -30,6 +30,7 @@ HEADERS = {
         " | disk alone (MB/s) | read (tokens/s) | read (MB/s) | disk alone (MB/s) | FVU"
     ),
     "collect": "contexts, length | ours (tokens/s) | plain modules (tokens/s) | ours / plain",
+    "hedging": "the second half trains | change of an old row | its share in the span of the new rows | beyond chance",
     "letters": "layer | F1 on x | F1 on y | on y, letters dealt anew",
     "world": "way | NMSE | roots | children | leaves | in no tree | absorption | F1 | unique",
 }
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", help="which sizes, by number from 0")
     parser.add_argument("--tables", nargs="*", choices=HEADERS, help="which tables; the others stay as they are")
     parser.add_argument("--data", type=Path, default=Path("data"), help="what the pipeline collected")
-    parser.add_argument("--tokens", type=int, default=200_000, help="of it, for quality and shuffle")
+    parser.add_argument("--tokens", type=int, default=200_000, help="of it, for quality, shuffle and hedging")
     parser.add_argument("--world-tokens", type=int, default=2_000_000, help="for world, each seen once")
     parser.add_argument("--epochs", type=int, default=1, help="for quality")
     parser.add_argument("--page", type=Path, default=PAGE, help="the file whose tables to replace")
@@ -64,11 +65,13 @@ def run(device: torch.device, args: argparse.Namespace) -> dict[str, list[str]]:
         rows["machine"] = [_machine(device)]
     if "training" in wanted:
         rows["training"] = throughput.run(device)
-    if {"quality", "shuffle"} & set(wanted) and (task := quality.open_task(args.data, args.tokens, device)):
+    if {"quality", "shuffle", "hedging"} & set(wanted) and (task := quality.open_task(args.data, args.tokens, device)):
         if "shuffle" in wanted:
             rows["shuffle"] = shuffle.run(task)
         if "quality" in wanted:
             rows["quality"] = quality.run(task, args.epochs)
+        if "hedging" in wanted:
+            rows["hedging"] = hedging.run(task)
     if "collect" in wanted and (args.data / "model").is_dir():
         rows["collect"] = collect.run(args.data / "model", min(args.rounds, 5), device)
     if "stores" in wanted and (args.data / "model").is_dir():
