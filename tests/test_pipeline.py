@@ -34,13 +34,14 @@ ALL = [
     "baselines",
     "floor",
     "probing",
+    "classes",
     "pruned",
     "official",
     "compare",
     "plot",
 ]
 OF_A_RUN = ["train", "evaluate", "absorption", "features"]
-AFTER_A_VARIANT = [*OF_A_RUN, "pruned", "probing", "compare", "plot"]
+AFTER_A_VARIANT = [*OF_A_RUN, "pruned", "probing", "classes", "compare", "plot"]
 
 
 class Pipeline:
