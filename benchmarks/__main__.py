@@ -79,7 +79,7 @@ def run(device: torch.device, args: argparse.Namespace) -> dict[str, list[str]]:
     if "letters" in wanted and (args.data / "model").is_dir():
         rows["letters"] = letters.run(args.data / "model", device)
     if "world" in wanted:
-        rows["world"] = world.run(args.world_tokens)
+        rows["world"] = world.run(args.world_tokens, args.page.parent / "world")
     return rows
 
 

@@ -6,14 +6,16 @@ firings. Tokens are made while they are read, from a seed and a number: two mill
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import matplotlib as mpl
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from matplotlib.figure import Figure
 from ruamel.yaml import YAML
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -21,6 +23,7 @@ from torch.nn.functional import normalize
 
 from transcoders.activations.reader import Batch, LabelledBatch
 from transcoders.dictionary.transcoder import Transcoder
+from transcoders.figures.style import STYLE, colours_of, legend_of_runs, save
 from transcoders.training.config import config_of
 from transcoders.training.settings import TrainSettings, VariantSettings
 from transcoders.training.start import Start, measure, sample_of
@@ -31,6 +34,7 @@ PARAMS = Path(__file__).parent.parent / "params.yaml"
 FOUND = 0.7
 """Cosine of a decoder row to a feature's direction from which on the dictionary has the feature."""
 HELD_OUT, CHUNK = 65_536, 4096
+DEPTHS = ("roots", "children", "leaves", "alone")
 SAMPLES = 10**6
 """Numbers of batches from here on are of tokens that are not trained on."""
 
@@ -234,15 +238,40 @@ def _count(
     return error / energy, counts
 
 
-def run(tokens: int, seeds: int = 2) -> list[str]:
-    """Return a row for each way to train: the mean over seeds of each score, and half of its range."""
+def run(tokens: int, drawing: Path, seeds: int = 2) -> list[str]:
+    """Return a row for each way to train: the mean over seeds of each score, and half of its range; draw them too."""
     variants, world = YAML(typ="safe").load(PARAMS)["variants"], world_of(Shape(), seed=0)
-    rows = []
+    settings = TrainSettings(d_hidden="8x", k=round(world.shape.mean_l0), epochs=1, validate_every=10**6)
+    results = {}
     for name in WAYS:
         variant = VariantSettings(**variants[name])
-        settings = TrainSettings(d_hidden="8x", k=round(world.shape.mean_l0), epochs=1, validate_every=10**6)
-        results = torch.tensor([scores(train(world, settings, variant, tokens, seed), world) for seed in range(seeds)])
-        spread = (results.amax(0) - results.amin(0)) / 2
-        cells = [f"{mean:.3f} ± {half:.3f}" for mean, half in zip(results.mean(0), spread, strict=True)]
+        results[name] = [scores(train(world, settings, variant, tokens, seed), world) for seed in range(seeds)]
+    save(draw(results), drawing)
+    rows = []
+    for name, of_seeds in results.items():
+        values = torch.tensor(of_seeds)
+        spread = (values.amax(0) - values.amin(0)) / 2
+        cells = [f"{mean:.3f} ± {half:.3f}" for mean, half in zip(values.mean(0), spread, strict=True)]
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     return rows
+
+
+def draw(results: Mapping[str, Sequence[Scores]]) -> Figure:
+    """Draw how well features are found by their depth, and absorption over the error, a point a seed."""
+    colours = colours_of(f"{name}-{seed}" for name, of_seeds in results.items() for seed in range(len(of_seeds)))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for name, of_seeds in results.items():
+            colour = colours[f"{name}-0"]
+            for of_seed in of_seeds:
+                left.plot(DEPTHS, [getattr(of_seed, depth) for depth in DEPTHS], "o-", color=colour, linewidth=1)
+                right.plot(of_seed.nmse, of_seed.absorption, "o", color=colour, markersize=6)
+        left.set(title="How well features are found", ylabel="mean |cosine| of matched rows", ylim=(0, 1))
+        left.set_xticks(range(len(DEPTHS)), [depth.replace("alone", "in no tree") for depth in DEPTHS])
+        right.set(
+            title="Absorption and error", xlabel="error, as a share of y's energy", ylabel="absorption of parents"
+        )
+        right.margins(x=0.2)
+        legend_of_runs(figure, colours)
+    return figure

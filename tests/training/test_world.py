@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.world import Scores, Shape, World, scores, train, world_of
+from benchmarks.world import Scores, Shape, World, draw, scores, train, world_of
 from transcoders.dictionary.config import TranscoderConfig
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.training.settings import TrainSettings, VariantSettings
@@ -70,3 +70,10 @@ def test_training_finds_features(world: World) -> None:
     assert trained.alone > 0.9
     assert trained.f1 > 0.4
     assert trained.absorption > 0.05  # fewer latents are active than features of a tree fire
+
+
+def test_the_figure_shows_every_seed_by_depth_and_by_error() -> None:
+    found = Scores(nmse=0.2, roots=0.9, children=0.6, leaves=0.3, alone=0.8, absorption=0.1, f1=0.5, unique=0.7)
+    depths, errors = draw({"topk": [found, found], "plt": [found._replace(leaves=0.4)]}).axes
+    assert [line.get_ydata()[2] for line in depths.lines] == [0.3, 0.3, 0.4]
+    assert [line.get_xydata()[0].tolist() for line in errors.lines] == [[0.2, 0.1]] * 3
