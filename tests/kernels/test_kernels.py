@@ -87,6 +87,18 @@ def test_triton_step_equals_reference(name: str, shape, data) -> None:
     assert_steps_match(name, Weights(*shape, backend="triton"), data.draw(st.integers(1, shape[2])), "triton")
 
 
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_no_tokens_have_no_latents(name: str, backend: str) -> None:
+    w = Weights(tokens=0, d=6, d_hidden=40, seed=0, backend=backend)
+    latents = encode(name, w, 4, backend)
+    assert (latents.offsets.tolist(), len(latents.indices), len(latents.values)) == ([0], 0, 0)
+    with kernels.using(backend):
+        y_hat = kernels.decode(latents, w.W_dec)
+    assert y_hat.shape == (0, 7)
+    assert not any(grad.any() for grad in torch.autograd.grad(y_hat.sum(), [w.W_enc, w.W_dec]))
+
+
 def test_step_equals_reference_at_a_realistic_shape() -> None:
     assert_steps_match("topk", Weights(tokens=1100, d=64, d_hidden=1000, seed=0), 32, "cpu")
     assert_steps_match("topk", Weights(tokens=5, d=30, d_hidden=300, seed=0, backend="triton"), 5, "triton")

@@ -41,9 +41,9 @@ class Encoder(NamedTuple):
     b_enc: Float[Tensor, "d_hidden"]
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the pre-activations of some rows at a time, and which rows they are."""
+        """Yield the pre-activations of some rows at a time, and which rows they are; one chunk where there are none."""
         size = max(64, CHUNK_BYTES // (len(self.W_enc) * self.x.element_size()))
-        for start in range(0, len(self.x), size):
+        for start in range(0, max(1, len(self.x)), size):
             rows = slice(start, min(start + size, len(self.x)))
             yield rows, linear(self.x[rows], self.W_enc, self.b_enc)
 
