@@ -149,14 +149,14 @@ def test_every_living_latent_is_described_scored_and_shown(pipeline):
 
 def test_prefixes_phases_and_pruned_dictionaries_are_compared(pipeline):
     groups = pd.read_csv(pipeline.root / "data/evaluate/plt-0-0/groups.csv")
-    assert groups["stop"].tolist() == [80, 160, 320, 640, 1280]
+    assert groups["stop"].tolist() == [40, 80, 160, 320, 640]
     assert groups["k"].tolist() == list(VariantSettings(prefixes=(0.0625, 0.125, 0.25, 0.5, 1)).ks(16))
     assert groups["fvu"].iloc[-1] < groups["fvu"].iloc[0]
     metrics = json.loads((pipeline.root / "data/evaluate/plt-0-0/metrics.json").read_text())
-    assert metrics["prefix_80"]["fvu"] == pytest.approx(groups["fvu"].iloc[0], rel=1e-3)
+    assert metrics["prefix_40"]["fvu"] == pytest.approx(groups["fvu"].iloc[0], rel=1e-3)
     cut = pd.read_csv(pipeline.root / "data/pruned/layer_0.csv")
     assert set(cut["name"]) == {"topk-0-0"}
-    assert cut["latents"].tolist() == [80, 160, 320, 640]
+    assert cut["latents"].tolist() == [40, 80, 160, 320]
     table = pd.read_csv(pipeline.root / "data/compare/runs.csv").set_index("name")
     differences = pd.read_csv(pipeline.root / "data/compare/contrasts.csv").set_index(["variant", "against", "metric"])
     difference = differences.loc[("plt", "topk", "fvu")]
@@ -318,7 +318,7 @@ def test_ctrl_c_keeps_nothing_unfinished_and_a_rerun_continues(restored):
 def test_a_mistake_in_the_parameters_stops_the_stage_with_one_line(restored):
     restored.set(train__k=100_000)
     output = restored.run(sys.executable, "-m", "stages.train", "topk", "0", "0", status=1)
-    assert output.splitlines()[-1] == "error: train.k: 100000 is more than train.d_hidden 2x = 1280 latents"
+    assert output.splitlines()[-1] == "error: train.k: 100000 is more than train.d_hidden 1x = 640 latents"
     restored.set(train__kk=3)
     for command in (("stages.train", "topk", "0", "0"), ("stages.preset", "check")):
         output = restored.run(sys.executable, "-m", *command, status=1)
