@@ -55,21 +55,21 @@ def judge(ours: Runs, theirs: Runs, settings: ClassSettings) -> list[dict[str, A
     over classes, the same for all seeds, and over seeds.
     """
     seeds = sorted(set(ours) & set(theirs))
-    a, b = (pd.concat([_judged(side[seed].classes, settings) for seed in seeds], keys=seeds) for side in (ours, theirs))
-    of_both = (a["generality"].groupby("class").mean() >= LEAST_GENERALITY) & (
-        b["generality"].groupby("class").mean() >= LEAST_GENERALITY
-    )
-    obstacle = _obstacle([*ours.values(), *theirs.values()], len(of_both))
-    parents = (
-        "" if of_both.sum() >= LEAST_CLASSES else f"{of_both.sum()} of {len(of_both)} classes have a parent in both"
-    )
+    tables = [
+        pd.concat([_judged(side[seed].classes, settings) for seed in seeds], keys=seeds) for side in (ours, theirs)
+    ]
+    general = [table["generality"].groupby("class").mean() >= LEAST_GENERALITY for table in tables]
+    has_parents = general[0] & general[1]
+    obstacle = _obstacle([*ours.values(), *theirs.values()], len(has_parents))
+    few = f"{has_parents.sum()} of {len(has_parents)} classes have a parent in both"
+    no_parents = few if has_parents.sum() < LEAST_CLASSES else ""
     rows = []
     for name, (statement, measure) in HYPOTHESES.items():
-        chosen = of_both.index[of_both] if measure == "absorption" else of_both.index
-        of_ours, of_theirs = (side[measure].unstack(level=0).reindex(chosen).to_numpy(np.float64) for side in (a, b))
+        chosen = has_parents.index[has_parents] if measure == "absorption" else has_parents.index
+        of_ours, of_theirs = (t[measure].unstack(level=0).reindex(chosen).to_numpy(np.float64) for t in tables)
         differences = of_ours - of_theirs
         effect, low, high = _interval(differences, settings)
-        note = obstacle or (parents if measure == "absorption" else "")
+        note = obstacle or (no_parents if measure == "absorption" else "")
         rows.append(
             {
                 "hypothesis": name,
