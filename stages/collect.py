@@ -96,9 +96,10 @@ def work(params: Params, ranks: Ranks) -> None:
         if ranks.first:
             with replacing(ACTIVATIONS) as out:
                 publish_all(stores, out)
+            write_tables(
+                settings, contexts
+            )  # with the lock held: another process would replace what they are read from
             forget_unused(cache, folders.values())
-    if ranks.first:
-        write_tables(settings, contexts)
 
 
 def main() -> None:

@@ -85,6 +85,7 @@ def work() -> None:
     pruned = pd.concat([read_csv(pruned_of(layer), f"pruned@{layer}") for layer in runs.layers])
     checks = check_all(results, table)
     judged = pd.concat([hypotheses(results, variants), *read_verdicts(params)])[list(COLUMNS)]
+    judged["training_tokens"] = judged["training_tokens"].astype("Int64")  # whole numbers, where a task tells them
     differences = contrasts(results, variants, params.evaluate)
     with replacing(COMPARISON) as folder:
         write_csv(table, folder / "runs.csv")

@@ -61,7 +61,7 @@ class Pipeline:
 
     def run(self, *command: str, status: int = 0) -> str:
         done = subprocess.run(
-            command, cwd=self.root, env=self.env, capture_output=True, text=True, timeout=600, check=False
+            command, cwd=self.root, env=self.env, capture_output=True, text=True, timeout=1800, check=False
         )
         assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout + done.stderr
