@@ -24,12 +24,11 @@ from transcoders.core.devices import resolve_device
 from transcoders.core.files import replacing
 from transcoders.core.tables import six_digits, write_csv
 from transcoders.dictionary.transcoder import Transcoder
-from transcoders.figures.classes import UNTRAINED, generality
-from transcoders.figures.style import colours_of, save
 from transcoders.language.model import load_tokenizer
 from transcoders.training.settings import DHidden, VariantSettings
 
 log = logging.getLogger(__name__)
+UNTRAINED = "untrained"
 
 
 class Params(StageParams):
@@ -82,11 +81,6 @@ def work(layer: int) -> None:
     with replacing(classes_of(layer)) as folder:
         write_csv(six_digits(pd.concat(tables or [pd.DataFrame(columns=["name", *MEASURED])])), folder / "classes.csv")
         write_csv(six_digits(judged), folder / "hypotheses.csv")
-        if tables:
-            save(
-                generality(pd.concat(tables), colours_of(name for name in of_runs if name != UNTRAINED)),
-                folder / "classes",
-            )
     log.info("%s", judged.to_string(index=False))
 
 

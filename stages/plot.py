@@ -6,7 +6,7 @@ import pandas as pd
 
 from stages.common.entry import entry, no_arguments
 from stages.common.params import RunSettings, StageParams
-from stages.common.paths import COMPARISON, PLOTS, Run, all_runs, pruned_of
+from stages.common.paths import COMPARISON, PLOTS, Run, all_runs, classes_of, pruned_of
 from transcoders.core.files import replacing
 from transcoders.core.tables import read_csv, read_rows
 from transcoders.figures.choice import figures_of
@@ -30,6 +30,7 @@ def read_tables(of_runs: list[Run], layers: list[int], ways: dict[str, str]) -> 
 
     groups = stack({run.name: evaluated(run, "groups") for run in of_runs})
     pruned = pd.concat([read_csv(pruned_of(layer), f"pruned@{layer}") for layer in layers])
+    classes = [read_csv(classes_of(layer) / "classes.csv", f"classes@{layer}").assign(layer=layer) for layer in layers]
     histories = {run.name: read_rows(run.model / "history.csv", f"train@{run.name}") for run in of_runs}
     scores = {run.name: read_rows(run.features / "scores.csv", f"features@{run.name}") for run in of_runs}
     return {
@@ -39,6 +40,7 @@ def read_tables(of_runs: list[Run], layers: list[int], ways: dict[str, str]) -> 
         "comparison": placed_by_sparsity(read_rows(COMPARISON / "runs.csv", "compare"), ways),
         "prefixes": by_prefix(groups, pruned),
         "groups": groups,
+        "classes": pd.concat(classes),
         "overlap": stack({run.name: evaluated(run, "overlap") for run in of_runs}),
     }
 

@@ -65,7 +65,6 @@ def test_classes_of_the_text_are_measured_for_every_dictionary_and_judged(checko
         ["H1", "matryoshka", "topk", "undecided"],
         ["H2", "matryoshka", "topk", "undecided"],
     ]
-    assert (classes_of(2) / "classes.png").stat().st_size > 10_000
     first = {path.name: path.read_bytes() for path in classes_of(2).iterdir()}
     classes.work(2)
     assert {path.name: path.read_bytes() for path in classes_of(2).iterdir()} == first

@@ -18,7 +18,7 @@ from transcoders.figures.tables import placed_by_sparsity, shares, thin, ways_of
 
 ROOT = Path(__file__).parents[2]
 RUNS = ["topk-9-0", "topk-0-0", "nested-9-0", "nested-0-0"]
-PLAIN_FIGURES = ["comparison", "detection_scores", "firing_density", "frontier", "training_curves"]
+PLAIN_FIGURES = ["comparison", "detection_scores", "firing_density", "frontier", "training_curves", "word_classes_9"]
 FIGURES = [*PLAIN_FIGURES, "dead_by_group", "decoder_overlap", "phases", "prefixes"]
 
 
@@ -103,8 +103,12 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             path = tmp_path / "data" / ("features" if kind == "scores" else "evaluate") / name / f"{kind}.csv"
             path.parent.mkdir(parents=True, exist_ok=True)
             table.to_csv(path, index=False)
-    for folder in ("compare", "pruned"):
-        (tmp_path / "data" / folder).mkdir()
+    for folder in ("compare", "pruned", "classes/layer_9", "classes/layer_0"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    names = ["untrained", "topk-9-0", "nested-9-0"]
+    words = pd.DataFrame({"name": names * 2, "class": ["month"] * 3 + ["colour"] * 3, "generality": 0.1})
+    words.to_csv(tmp_path / "data/classes/layer_9/classes.csv", index=False)
+    words.iloc[:0].to_csv(tmp_path / "data/classes/layer_0/classes.csv", index=False)
     comparison().to_csv(tmp_path / "data/compare/runs.csv", index=False)
     write_params(tmp_path, ["topk", "nested"])
     cut = pd.DataFrame({"name": ["topk-9-0"], "layer": 9, "latents": 640, "k": 16, "l0": 16.0, "fvu": 0.6})

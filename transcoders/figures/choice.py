@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.figure import Figure
 
-from transcoders.figures import nested, runs
+from transcoders.figures import classes, nested, runs
 from transcoders.figures.style import Colours
 
 
@@ -18,6 +18,8 @@ def figures_of(tables: Mapping[str, pd.DataFrame], colours: Colours) -> dict[str
         "comparison": runs.comparison(tables["comparison"], colours),
         "frontier": runs.frontier(tables["comparison"], colours),
     }
+    for layer, of_layer in tables["classes"].groupby("layer"):
+        figures[f"word_classes_{layer}"] = classes.generality(of_layer, colours)
     groups, overlap, curves = tables["groups"], tables["overlap"], tables["curves"]
     of_nested = groups[groups.groupby("run")["group"].transform("max") > 1]
     if len(of_nested):
