@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from benchmarks.measure import over_seeds
 from benchmarks.quality import SEEDS, Task, train
 from transcoders.training.settings import TrainSettings, VariantSettings
 
@@ -31,19 +32,16 @@ CONTROL = VariantSettings(prefixes=(1.0,), prefix_k=(1.0,), training="progressiv
 """The second half begins anew as that of the others does, and no latent joins."""
 
 
-def run(task: Task, seeds: int = SEEDS, epochs: int = 3) -> list[str]:
+def run(task: Task) -> list[str]:
     """Return a row for each way to go on."""
     ways = {"new latents": GROWS, "new latents, nested (PLT)": NESTED}
-    rows: dict[str, list[tuple[float, float, float]]] = {way: [] for way in ways}
-    for seed in range(seeds):
-        k = GROWS.ks(K)[0]
-        control = train(task, TrainSettings(d_hidden=OLD, k=k, epochs=epochs), CONTROL, seed).W_dec
+    results: dict[str, list[tuple[float, float, float]]] = {way: [] for way in ways}
+    for seed in range(SEEDS):
+        control = train(task, TrainSettings(d_hidden=OLD, k=GROWS.ks(K)[0]), CONTROL, seed).W_dec
         for way, variant in ways.items():
-            grown = train(task, TrainSettings(d_hidden=OLD + NEW, k=K, epochs=epochs), variant, seed).W_dec
-            rows[way].append(hedging(grown[:OLD], control, grown[OLD:], seed))
-    return [
-        f"| {way} | " + " | ".join(_cell(values) for values in zip(*of, strict=True)) + " |" for way, of in rows.items()
-    ]
+            grown = train(task, TrainSettings(d_hidden=OLD + NEW, k=K), variant, seed).W_dec
+            results[way].append(hedging(grown[:OLD], control, grown[OLD:], seed))
+    return [f"| {way} | {' | '.join(map(over_seeds, zip(*of, strict=True)))} |" for way, of in results.items()]
 
 
 def hedging(
@@ -68,7 +66,3 @@ def share_within(change: Float[Tensor, "rows d"], span: Float[Tensor, "new d"]) 
     """Return the share of the squared length of ``change`` that lies in the span of some rows."""
     basis = torch.linalg.qr(span.T).Q
     return float((change @ basis).square().sum() / change.square().sum())
-
-
-def _cell(values: tuple[float, ...]) -> str:
-    return f"{np.mean(values):.3f} ± {(max(values) - min(values)) / 2:.3f}"

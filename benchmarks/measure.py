@@ -3,9 +3,9 @@
 import ctypes
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import torch
 from tqdm import trange
@@ -31,6 +31,11 @@ def interleaved(steps: Mapping[str, Step], rounds: int, device: torch.device) ->
             _synchronise(device)
             seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def over_seeds(values: Sequence[float]) -> str:
+    """Return the mean of what seeds gave, and half of their range."""
+    return f"{mean(values):.3f} ± {(max(values) - min(values)) / 2:.3f}"
 
 
 def ratio(seconds: Mapping[str, list[float]], numerator: str, denominator: str) -> float:

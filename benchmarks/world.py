@@ -21,6 +21,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from benchmarks.measure import over_seeds
 from transcoders.activations.reader import Batch, LabelledBatch
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.figures.style import STYLE, colours_of, legend_of_runs, save
@@ -247,13 +248,7 @@ def run(tokens: int, drawing: Path, seeds: int = 2) -> list[str]:
         variant = VariantSettings(**variants[name])
         results[name] = [scores(train(world, settings, variant, tokens, seed), world) for seed in range(seeds)]
     save(draw(results), drawing)
-    rows = []
-    for name, of_seeds in results.items():
-        values = torch.tensor(of_seeds)
-        spread = (values.amax(0) - values.amin(0)) / 2
-        cells = [f"{mean:.3f} ± {half:.3f}" for mean, half in zip(values.mean(0), spread, strict=True)]
-        rows.append(f"| {name} | " + " | ".join(cells) + " |")
-    return rows
+    return [f"| {name} | {' | '.join(map(over_seeds, zip(*of, strict=True)))} |" for name, of in results.items()]
 
 
 def draw(results: Mapping[str, Sequence[Scores]]) -> Figure:

@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerFast
 from stages import classes, train
 from stages.common.paths import Run, classes_of
 from transcoders.activations import store
-from transcoders.classes import words
 
 ROOT = Path(__file__).parents[2]
 TABLE = {"colour": ["red", "blue", "green", "pink"], "animal": ["dog", "cat", "cow", "hen"], "rare": ["gnu"] * 4}
@@ -81,8 +80,3 @@ def test_tables_have_no_rows_where_classes_are_left_out_or_the_text_has_none(che
     if "tokens" not in changes:
         needs = f"{checkout['classes']['members']} words that occur {checkout['classes']['occurrences']} times"
         assert f"classes: 0 of 3 have {needs} in {TOKENS} tokens" in caplog.text
-
-
-def test_the_delivered_table_is_the_one_that_is_read():
-    assert classes.read_table is words.read_table
-    assert "month" in words.read_table()
