@@ -2,17 +2,14 @@
 
 import logging
 from collections.abc import Iterator
-from itertools import chain
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
 
+from stages.common.dictionaries import LayerParams, dictionaries_of
 from stages.common.entry import entry, number_argument
 from stages.common.inputs import open_inputs
-from stages.common.params import Name, StageParams
-from stages.common.paths import MODEL, Run, all_runs, classes_of
-from stages.common.untrained import untrained_of
+from stages.common.paths import HYPOTHESES, MODEL, Run, classes_of
 from transcoders.activations.reader import LabelledBatch, ordered_batches
 from transcoders.classes.judge import ClassRun, verdicts
 from transcoders.classes.latents import activity
@@ -23,24 +20,15 @@ from transcoders.classes.words import classes_among, find_words, read_table
 from transcoders.core.devices import resolve_device
 from transcoders.core.files import replacing
 from transcoders.core.tables import six_digits, write_csv
-from transcoders.dictionary.transcoder import Transcoder
 from transcoders.language.model import load_tokenizer
-from transcoders.training.settings import DHidden, VariantSettings
 
 log = logging.getLogger(__name__)
-UNTRAINED = "untrained"
 
 
-class Params(StageParams):
+class Params(LayerParams):
     """What decides this stage."""
 
-    run_variants: list[Name] = Field(alias="runs.variants")
-    seeds: list[int] = Field(alias="runs.seeds")
-    variants: dict[Name, VariantSettings]
-    d_hidden: DHidden = Field(alias="train.d_hidden")
-    k: int = Field(alias="train.k")
     classes: ClassSettings
-    device: str
 
 
 def measured(params: Params, layer: int) -> dict[str, ClassRun]:
@@ -62,10 +50,8 @@ def measured(params: Params, layer: int) -> dict[str, ClassRun]:
         return ordered_batches(inputs.store, everyone, settings.tokens, device)
 
     probed = probe_classes(classes, words, read_outputs(read(), words, settings.others, rng), settings, rng)
-    untrained = untrained_of(inputs, params.d_hidden, params.k, device)
-    runs = all_runs(params.run_variants, [layer], params.seeds)
     result = {}
-    for name, model in chain([(UNTRAINED, untrained)], ((r.name, Transcoder.load(r.model, device)) for r in runs)):
+    for name, model in dictionaries_of(params, layer, inputs, device):
         active = activity(model, read(), words)
         result[name] = ClassRun(measure(active, model.W_dec.float().cpu(), probed, words), active.l0)
     return result
@@ -74,13 +60,13 @@ def measured(params: Params, layer: int) -> dict[str, ClassRun]:
 def work(layer: int) -> None:
     """Measure and judge; write data/classes/layer_<layer>/, whose tables may have no rows."""
     params = Params.read()
-    of_runs, variants = measured(params, layer), {name: params.variants[name] for name in params.run_variants}
-    by_variant = {v: {s: of_runs[Run(v, layer, s).name] for s in params.seeds} for v in variants} if of_runs else {}
-    judged = verdicts(by_variant, variants, layer, params.classes)
+    of_runs, trained = measured(params, layer), params.trained
+    by_variant = {v: {s: of_runs[Run(v, layer, s).name] for s in params.seeds} for v in trained} if of_runs else {}
+    judged = verdicts(by_variant, trained, layer, params.classes)
     tables = [run.classes.assign(name=name) for name, run in of_runs.items()]
     with replacing(classes_of(layer)) as folder:
         write_csv(six_digits(pd.concat(tables or [pd.DataFrame(columns=["name", *MEASURED])])), folder / "classes.csv")
-        write_csv(six_digits(judged), folder / "hypotheses.csv")
+        write_csv(six_digits(judged), folder / HYPOTHESES)
     log.info("%s", judged.to_string(index=False))
 
 

@@ -9,6 +9,7 @@ from stages.common.entry import entry, no_arguments
 from stages.common.params import Name, RunSettings, StageParams
 from stages.common.paths import (
     COMPARISON,
+    HYPOTHESES,
     METRICS,
     OFFICIAL,
     Run,
@@ -30,8 +31,6 @@ from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.training.settings import VariantSettings
 
 log = logging.getLogger(__name__)
-HYPOTHESES = "hypotheses.csv"
-"""A row for each hypothesis, task and pair of variants; `classes` and `verdicts` write theirs under this name too."""
 
 
 class Params(StageParams):

@@ -2,11 +2,11 @@
 
 from pydantic import Field
 
+from stages.common.dictionaries import untrained_of
 from stages.common.entry import entry, number_argument
 from stages.common.inputs import open_inputs
 from stages.common.params import StageParams
 from stages.common.paths import MODEL, floor_of
-from stages.common.untrained import untrained_of
 from transcoders.core.devices import resolve_device
 from transcoders.core.files import rounded, write_json
 from transcoders.features.settings import FeatureSettings

@@ -1,38 +1,28 @@
 """Stage `probing`: how well a few latents of each of a layer's transcoders tell the topics of documents."""
 
 from collections.abc import Iterator
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
+from stages.common.dictionaries import LayerParams, dictionaries_of
 from stages.common.entry import entry, number_argument
 from stages.common.inputs import open_inputs
-from stages.common.params import Name, StageParams
 from stages.common.paths import DOCUMENTS, Run, all_runs, probing_of
-from stages.common.untrained import untrained_of
 from transcoders.activations.reader import LabelledBatch, ordered_batches
 from transcoders.core.devices import resolve_device
 from transcoders.core.tables import read_parquet, six_digits, write_csv
-from transcoders.dictionary.transcoder import Transcoder
 from transcoders.probing.pooling import lengths, mean_latents, mean_outputs
 from transcoders.probing.probes import labels_of
 from transcoders.probing.settings import ProbingSettings
 from transcoders.probing.table import table_of
-from transcoders.training.settings import DHidden, VariantSettings, plain_of
+from transcoders.training.settings import plain_of
 
 
-class Params(StageParams):
+class Params(LayerParams):
     """What decides this stage."""
 
-    run_variants: list[Name] = Field(alias="runs.variants")
-    seeds: list[int] = Field(alias="runs.seeds")
-    variants: dict[Name, VariantSettings]
-    d_hidden: DHidden = Field(alias="train.d_hidden")
-    k: int = Field(alias="train.k")
     probing: ProbingSettings
-    device: str
 
 
 def work(layer: int) -> None:
@@ -47,14 +37,11 @@ def work(layer: int) -> None:
 
     tokens = lengths(read(), len(topics))
     labels = labels_of(topics, tokens, settings.least)
-    plain = plain_of({name: params.variants[name] for name in params.run_variants})
-    of_runs = all_runs(sorted(params.run_variants, key=lambda name: name != plain), [layer], params.seeds)
+    plain, of_runs = plain_of(params.trained), all_runs([*params.trained], [layer], params.seeds)
 
     def features() -> Iterator[tuple[str, NDArray[np.float32], list[int | None]]]:
         yield "y", mean_outputs(read(), tokens, inputs.store.d_model)[labels.documents].numpy(), [None]
-        untrained = untrained_of(inputs, params.d_hidden, params.k, device)
-        loaded = ((run.name, Transcoder.load(run.model, device)) for run in of_runs)
-        for name, model in chain([("untrained", untrained)], loaded):
+        for name, model in dictionaries_of(params, layer, inputs, device):
             yield name, mean_latents(model, read(), tokens)[labels.documents].numpy(), [*settings.k]
 
     against = {run.name: Run(plain, layer, run.seed).name for run in of_runs} if plain else {}

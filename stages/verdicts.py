@@ -6,7 +6,7 @@ import pandas as pd
 
 from stages.common.entry import entry, number_argument
 from stages.common.params import Name, StageParams
-from stages.common.paths import Run, verdicts_of
+from stages.common.paths import HYPOTHESES, Run, verdicts_of
 from transcoders.core.files import read_json, replacing
 from transcoders.core.tables import read_csv, six_digits, write_csv
 from transcoders.figures.planted import absorption
@@ -50,7 +50,7 @@ def work(layer: int) -> None:
         write_csv(table, folder / "planted.csv")
         write_csv(of_runs, folder / "runs.csv")
         save(absorption(table, of_runs, colours), folder / "planted")
-        write_csv(as_hypotheses(table), folder / "hypotheses.csv")
+        write_csv(as_hypotheses(table), folder / HYPOTHESES)
         (folder / "planted.md").write_text(table.to_markdown(index=False, floatfmt=".3g") + "\n")
     log.info("%s", table.to_string(index=False))
 

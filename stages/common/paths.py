@@ -12,6 +12,8 @@ COLLECTED = Path("data/collect.json")
 SPLIT = Path("data/split.parquet")
 OFFICIAL = Path("data/official.csv")
 COMPARISON = Path("data/compare")
+HYPOTHESES = "hypotheses.csv"
+"""In the folder of each stage that judges: a row for each hypothesis, task and pair of variants."""
 METRICS = Path("metrics")
 PLOTS = Path("plots")
 LIVE = Path("data/live")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from comparison_support import result
 
-from transcoders.comparison.hypotheses import Effect, Side, as_markdown, effect, hypotheses, judge, verdict
+from transcoders.comparison.hypotheses import Side, as_markdown, effect, hypotheses, judge, verdict
 from transcoders.training.settings import VariantSettings
 
 LETTERS = 12
@@ -36,7 +36,7 @@ def test_a_clear_difference_is_supported_or_refuted_and_no_difference_is_undecid
         "H2": "refuted",
         "H3": "undecided",
     }
-    assert verdict(Effect(-0.1, -0.2, 0.01)) == "undecided"
+    assert verdict(-0.2, 0.01) == "undecided"
 
 
 def test_seeds_that_disagree_widen_the_interval():

@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from transcoders.classes.settings import ClassSettings
-from transcoders.evaluation.intervals import with_percentiles
+from transcoders.evaluation.intervals import unequal_l0, verdict, with_percentiles
 from transcoders.training.settings import VariantSettings, plain_of
 
 HYPOTHESES = {"H1": ("less absorption", "absorption"), "H2": ("less splitting", "splitting")}
@@ -19,7 +19,6 @@ LEAST_CLASSES = 10
 """Judged classes that a verdict needs; on absorption, such as have a parent latent in both dictionaries."""
 LEAST_GENERALITY = 0.3
 """F1 on unseen words from which on a class has a parent latent."""
-EQUAL_L0 = 0.05
 BY_CHANCE = 0.1
 """Mean generality that random words may seem to have."""
 
@@ -79,7 +78,7 @@ def judge(ours: Runs, theirs: Runs, settings: ClassSettings) -> list[dict[str, A
                 "effect": effect,
                 "low": low,
                 "high": high,
-                "verdict": "undecided" if note else _verdict(low, high),
+                "verdict": "undecided" if note else verdict(low, high),
                 "seeds": len(seeds),
                 "measured_on": f"{int(np.isfinite(differences).any(1).sum())} word classes",
                 "note": note,
@@ -113,17 +112,10 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
-def _verdict(low: float, high: float) -> str:
-    if high < 0:
-        return "supported"
-    return "refuted" if low > 0 else "undecided"
-
-
 def _obstacle(runs: list[ClassRun], classes: int) -> str:
     """Say what keeps every hypothesis from being decided; empty where nothing does."""
-    sparsity = [run.l0 for run in runs]
-    if max(sparsity) > (1 + EQUAL_L0) * min(sparsity):
-        return f"L0 differs: {min(sparsity):.3g} to {max(sparsity):.3g}"
+    if sparsity := unequal_l0([run.l0 for run in runs]):
+        return sparsity
     by_chance = max(run.classes["generality_by_chance"].mean() for run in runs) if classes else 0.0
     if by_chance > BY_CHANCE:
         return f"random words have parents of F1 {by_chance:.2g}"

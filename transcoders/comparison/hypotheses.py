@@ -10,12 +10,12 @@ from scipy import stats
 
 from transcoders.absorption.settings import LEAST_MAIN_F1
 from transcoders.comparison.results import RunResult
+from transcoders.evaluation.intervals import unequal_l0, verdict
 from transcoders.training.settings import VariantSettings, plain_of
 
 STATEMENTS = {"H1": "less absorption", "H2": "less splitting", "H3": "fewer dead latents"}
 LETTERS_NEEDED = 5
 """Letters with latents of their own, in both dictionaries, for a verdict on absorption or splitting."""
-EQUAL_L0 = 0.05
 OF_LETTERS = ["mean_absorption", "splitting", "main_f1", "words"]
 COLUMNS = (
     "hypothesis",
@@ -73,9 +73,10 @@ def hypotheses(results: Sequence[RunResult], variants: Mapping[str, VariantSetti
     rows = []
     for layer in dict.fromkeys(result.layer for result in results):
         of_variant = {name: [r for r in results if (r.layer, r.variant) == (layer, name)] for name in variants}
+        theirs = side_of(of_variant[against])
         for name in nested:
             common = {"variant": name, "against": against, "layer": layer, "seeds": len(of_variant[name])}
-            rows += [row | common for row in judge(side_of(of_variant[name]), side_of(of_variant[against]))]
+            rows += [row | common for row in judge(side_of(of_variant[name]), theirs)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -103,7 +104,7 @@ def judge(ours: Side, theirs: Side) -> list[dict[str, Any]]:
                 "ours": float(a.mean()),
                 "theirs": float(b.mean()),
                 **result._asdict(),
-                "verdict": "undecided" if note else verdict(result),
+                "verdict": "undecided" if note else verdict(result.low, result.high),
                 "note": note,
                 "measured_on": on_latents if name == "H3" else on_words,
                 "training_tokens": ours.training_tokens,
@@ -117,8 +118,7 @@ def _obstacle(ours: Side, theirs: Side) -> dict[str, str]:
     letters = ours.absorption.shape[1]
     of_both = int(((ours.main_f1.mean(0) >= LEAST_MAIN_F1) & (theirs.main_f1.mean(0) >= LEAST_MAIN_F1)).sum())
     few = "" if of_both >= LETTERS_NEEDED else f"only {of_both} of {letters} letters have latents of their own in both"
-    l0 = "" if abs(ours.l0 / theirs.l0 - 1) <= EQUAL_L0 else f"L0 differs: {ours.l0:.3g}, {theirs.l0:.3g}"
-    return {"any": l0, "letters": few}
+    return {"any": unequal_l0([ours.l0, theirs.l0]), "letters": few}
 
 
 def effect(ours: NDArray[np.float64], theirs: NDArray[np.float64], unit_error: float) -> Effect:
@@ -133,13 +133,6 @@ def effect(ours: NDArray[np.float64], theirs: NDArray[np.float64], unit_error: f
     quantile = stats.t.ppf(0.975, freedom) if freedom else stats.norm.ppf(0.975)
     half = float(quantile * np.sqrt(between + unit_error**2))
     return Effect(difference, difference - half, difference + half)
-
-
-def verdict(result: Effect) -> str:
-    """Judge an effect on something of which less is better, as it is in every hypothesis."""
-    if result.high < 0:
-        return "supported"
-    return "refuted" if result.low > 0 else "undecided"
 
 
 def _of_letters(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:

@@ -1,6 +1,7 @@
 """95 % intervals of numbers that are there already: of pairs, and of resamples. Tables are compared without torch."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,22 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from transcoders.core.errors import UserError
+
+EQUAL_L0 = 0.05
+"""Share by which the L0 of dictionaries that are compared may differ."""
+
+
+def verdict(low: float, high: float) -> str:
+    """Judge the interval of an effect on something of which less is better."""
+    if high < 0:
+        return "supported"
+    return "refuted" if low > 0 else "undecided"
+
+
+def unequal_l0(l0: Sequence[float]) -> str:
+    """Say that dictionaries of these L0 are not equally sparse; empty where they are."""
+    least, most = min(l0), max(l0)
+    return f"L0 differs: {least:.3g} to {most:.3g}" if most > (1 + EQUAL_L0) * least else ""
 
 
 def paired(ours: pd.Series, theirs: pd.Series) -> tuple[float, float, float]:

@@ -25,14 +25,16 @@ def largest_of_batch(
     sorted. Where too few reach it (tokens differ much), a lower bound follows; the last takes all.
     """
     tokens, d_hidden = products.shape
+    if not tokens:
+        counts, indices, values = above(products.new_zeros(d_hidden))
+        return offsets_of(counts), indices, values
     wanted = k * tokens
     sample = products[:: max(1, tokens // 256)]
     sample = (sample if b_enc is None else sample + b_enc).flatten()
-    share = len(sample) / max(1, products.numel())
+    share = len(sample) / products.numel()
     best = sample.topk(min(len(sample), int(4 * wanted * share) + 16)).values
     lowest = best.new_tensor(-torch.inf)
-    bounds = [best[min(len(best) - 1, int(m * wanted * share))] for m in (1.1, 1.5, 4)] if tokens else []
-    for bound in (*bounds, lowest):
+    for bound in (*(best[min(len(best) - 1, int(m * wanted * share))] for m in (1.1, 1.5, 4)), lowest):
         # `nextafter`, for `above` is strict and the bound itself may be among the wanted.
         least = bound.nextafter(lowest)
         counts, indices, values = above(least.expand(d_hidden))

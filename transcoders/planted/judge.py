@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from transcoders.evaluation.intervals import with_percentiles
+from transcoders.evaluation.intervals import unequal_l0, verdict, with_percentiles
 from transcoders.planted.kinds import Kind
 
 MEASURES = ("absorption", "contamination", "splitting", "hedging", "lost", "found")
@@ -16,7 +16,6 @@ TOLERANCE = 0.02
 """How far from 0 a control's absorption may be: beyond it, and its interval too, the verdict is withdrawn."""
 BY_CHANCE = 0.05
 """Share of parents that an untrained dictionary may seem to have."""
-EQUAL_L0 = 0.05
 LEAST_PAIRS = 20
 """Families, of all seeds, that both dictionaries must have for a verdict."""
 
@@ -133,18 +132,13 @@ def _interval(differences: list[NDArray[np.float64]], resamples: int) -> tuple[f
 
 
 def _verdict(measure: str, low: float, high: float) -> str:
-    if measure == "found":
-        low, high = -high, -low
-    if high < 0:
-        return "supported"
-    return "refuted" if low > 0 else "undecided"
+    return verdict(-high, -low) if measure == "found" else verdict(low, high)
 
 
 def _obstacle(runs: list[PlantedRun]) -> str:
     """Say which control fails, or that the dictionaries are not equally sparse; empty where nothing is amiss."""
-    sparsity = [run.metrics["l0"] for run in runs]
-    if max(sparsity) > (1 + EQUAL_L0) * min(sparsity):
-        return f"L0 differs: {min(sparsity):.3g} to {max(sparsity):.3g}"
+    if sparsity := unequal_l0([run.metrics["l0"] for run in runs]):
+        return sparsity
     if max(run.metrics["untrained.found"] for run in runs) > BY_CHANCE:
         return "parents seem to be in an untrained dictionary"
     if any(

@@ -51,6 +51,8 @@ def planted_tokens(store: PlantedStore, documents: NDArray[np.bool_], device: to
     for start in range(0, store.tokens, CHUNK_ROWS):
         stop = min(start + CHUNK_ROWS, store.tokens)
         rows = start + np.flatnonzero(store.members(documents, start, stop))
+        if len(rows) == 0:
+            continue
         fires = torch.zeros(len(rows), len(families.rate), families.members, dtype=torch.bool)
         firings = families.firings(rows, store.draw)
         fires[firings.row, firings.family, firings.member] = True
