@@ -13,6 +13,8 @@ from stages.common.paths import Run, families_of, store_of
 from transcoders.core.devices import resolve_device
 from transcoders.core.files import replacing, rounded, write_json
 from transcoders.core.tables import six_digits, write_csv
+from transcoders.dictionary.config import TranscoderConfig
+from transcoders.dictionary.transcoder import Transcoder
 from transcoders.distributed.ranks import ALONE
 from transcoders.planted.controls import controls
 from transcoders.planted.families import load_families
@@ -21,6 +23,7 @@ from transcoders.planted.settings import FamilySettings
 from transcoders.planted.store import PlantedStore
 from transcoders.training.history import metrics_of
 from transcoders.training.settings import CheckpointSettings, TrainSettings, VariantSettings
+from transcoders.training.start import Start
 from transcoders.training.trainer import Trainer
 
 
@@ -46,17 +49,21 @@ def work(run: Run) -> None:
 
     inputs = open_inputs(run.layer, device)._replace(store=planted(0))
     job = job_of("planted", params, run, inputs, device, ALONE)
+    start, config = job.start, job.config
+    assert isinstance(start, Start), "of one layer"
+    assert isinstance(config, TranscoderConfig), "of one layer"
     trainer = Trainer(job)
     result = trainer.train()
-    result.model.load_state_dict(result.best_weights)
+    model = Transcoder(config).to(device)
+    model.load_state_dict(result.best_weights)
     held_out = chain.from_iterable(
         planted_tokens(planted(draw), inputs.documents["test"], device) for draw in range(params.draws)
     )
-    table = measure(result.model, held_out, families)
+    table = measure(model.requires_grad_(False), held_out, families)
     metrics = metrics_of(result.history, result.best_step, result.best_nmse)
     with replacing(run.planted) as folder:
         write_csv(six_digits(table), folder / "families.csv")
-        write_json(folder / "metrics.json", rounded(metrics | controls(job.start, job.config, families)))
+        write_json(folder / "metrics.json", rounded(metrics | controls(start, config, families)))
     trainer.forget()
 
 

@@ -83,7 +83,7 @@ def test_micro_batches_give_the_gradients_of_the_batch(planted, tmp_path, name, 
         t._begin()
         dead = torch.arange(5, device=DEVICE)
         batch = Batch(x / t.model.config.input_scale, y / t.model.config.output_scale)
-        t.stepper.gradients(t.phase, batch, 0, dead)
+        t.stepper.gradients(t.phase, batch, 0, [dead])
         gradients.append({name: p.grad for name, p in t.phase.part.named_parameters() if p.grad is not None})
     assert {"W_enc", "W_dec"} <= set(gradients[0])
     for key, of_batch in gradients[0].items():
@@ -144,8 +144,8 @@ def test_the_nested_loss_is_the_sum_over_separately_decoded_prefixes(encoder, we
 
     model.zero_grad()
     pre = x @ model.W_enc.T + model.b_enc
-    z = losses.latents.dense().detach()
-    z = pre.relu() * (z > 0) if encoder != "jumprelu" else losses.latents.dense()
+    z = losses.latents[0].dense().detach()
+    z = pre.relu() * (z > 0) if encoder != "jumprelu" else losses.latents[0].dense()
     share = torch.tensor(weights or (1.0, 1.0, 1.0), dtype=torch.float64)
     naive = sum(
         w * (y - z[:, :m] @ model.W_dec[:m] - model.b_dec - x @ model.W_skip.T).square().mean()
@@ -194,7 +194,7 @@ def test_a_phase_leaves_frozen_latents_bit_identical(planted, tmp_path, name):
 def test_projection_keeps_new_rows_orthogonal_to_their_neighbours(planted, tmp_path):
     t = trainer(planted, tmp_path / "c", VARIANTS["projected"] | {"orthogonality_neighbours": 3})
     run(t)
-    near = t.model.W_dec[:32][t.phase.projection.neighbours]
+    near = t.model.W_dec[:32][t.phase.projections[0].neighbours]
     assert near.shape == (32, 3, 16)
     assert torch.einsum("ncd,nd->nc", near, t.model.W_dec[32:]).abs().max() < 1e-5
 

@@ -16,7 +16,8 @@ from transcoders.core.files import sha256_of, write_json
 from transcoders.core.places import place, writing
 from transcoders.core.tensors import save_tensors
 from transcoders.dictionary.config import PER_LATENT, TranscoderConfig
-from transcoders.dictionary.encoders import ENCODERS, Encoder
+from transcoders.dictionary.encoders import ENCODERS, Encoder, Selection
+from transcoders.dictionary.sources import OneSource
 from transcoders.kernels import SparseLatents
 
 WEIGHTS = "transcoder.safetensors"
@@ -37,7 +38,7 @@ class Output(NamedTuple):
     """Ids of the latents that fired on any token, ascending."""
 
 
-class Transcoder(nn.Module):
+class Transcoder(OneSource, nn.Module):
     """Compute ``y_hat = z W_dec + b_dec [+ x W_skip^T]``, ``z = encoder(x W_enc^T + b_enc)``.
 
     Weights are in normalised units (see ``TranscoderConfig``); calls take and give raw ones.
@@ -64,6 +65,10 @@ class Transcoder(nn.Module):
     def encoder(self) -> Encoder:
         """Return the encoder, which chooses latents."""
         return ENCODERS[self.config.encoder]
+
+    def select(self, x: Float[Tensor, "tokens d_in"], bandwidth: float) -> list[Selection]:
+        """Return each source's latents of a training batch."""
+        return [self.encoder.select(self, x, bandwidth)]
 
     def encode_normalised(self, x: Float[Tensor, "tokens d_in"]) -> SparseLatents:
         """Return the latents of normalised inputs, a token's not depending on the other tokens."""

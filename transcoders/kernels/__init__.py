@@ -51,6 +51,7 @@ __all__ = [
     "SparseLatents",
     "SquaredErrors",
     "auxk",
+    "backend_of",
     "batchtopk_encode",
     "between",
     "concatenate",
@@ -233,10 +234,19 @@ def using(backend: str) -> Iterator[None]:
         _forced = before
 
 
-def _module(tensor: Tensor) -> ModuleType:
+def backend_of(tensor: Tensor) -> str:
+    """Return the name of the backend that works on ``tensor``.
+
+    Raises:
+        ValueError: there is none for its device.
+    """
     backend = _forced if _forced != "auto" else "triton" if tensor.is_cuda else "cpu"
     if backend == "triton" and backend not in _MODULES:
         raise ValueError("CUDA tensors need the package triton: install it")
     if backend == "cpu" and tensor.device.type != "cpu":
         raise ValueError(f"the kernels for CPU got tensors on {tensor.device}")
-    return _MODULES[backend]
+    return backend
+
+
+def _module(tensor: Tensor) -> ModuleType:
+    return _MODULES[backend_of(tensor)]

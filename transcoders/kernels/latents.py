@@ -46,6 +46,19 @@ class SparseLatents(NamedTuple):
         return dense.index_put((self.rows(), self.indices.long()), self.values)
 
 
+class Source(NamedTuple):
+    """Hold latents, and the decoder with which they write to the columns from ``first`` on."""
+
+    latents: SparseLatents
+    W_dec: Float[Tensor, "d_hidden width"]
+    first: int
+
+    @property
+    def columns(self) -> slice:
+        """Return the columns that the latents write to."""
+        return slice(self.first, self.first + self.W_dec.shape[1])
+
+
 class SquaredErrors(NamedTuple):
     """Hold what `squared_errors` returns."""
 

@@ -5,21 +5,32 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transcoders import kernels
+from transcoders.dictionary.dictionary import Dictionary
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.training.sharing import Processes
 
 
 @torch.no_grad()
 def batch_bound(
-    model: Transcoder, parts: list[Float[Tensor, "tokens d_in"]], batch_size: int, world: Processes, slices: int
-) -> Float[Tensor, "d_hidden"] | None:
-    """Return the bound for each latent; None where the encoder needs none, or ``parts`` is the full batch.
+    model: Dictionary, parts: list[Float[Tensor, "tokens in"]], batch_size: int, world: Processes, slices: int
+) -> list[Float[Tensor, "d_hidden"]] | None:
+    """Return each source's bounds for its latents; None where the encoder needs none, or ``parts`` is the full batch.
 
     ``parts`` are this process's tokens of the batch of ``batch_size``; ``model`` has one of ``slices`` of the latents.
-    Twice its share of the largest is taken from each part, and more where that cuts off some above the bound.
     """
     if not model.encoder.chooses_over_the_batch or (world.size == 1 and len(parts) == 1):
         return None
+    inputs = zip(*(model.inputs(x) for x in parts), strict=True)
+    return [_bound(source, xs, batch_size, world, slices) for source, xs in zip(model.sources, inputs, strict=True)]
+
+
+def _bound(
+    model: Transcoder, parts: tuple[Float[Tensor, "tokens d_in"], ...], batch_size: int, world: Processes, slices: int
+) -> Float[Tensor, "d_hidden"]:
+    """Return the bounds of one source.
+
+    Twice its share of the largest is taken from each part, and more where that cuts off some above the bound.
+    """
     bounds = []
     for W, b, k in model.group_weights():
         k_here = min(len(W), 2 * -(-k // slices))

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from transcoders.core.errors import DAMAGE
-from transcoders.dictionary.transcoder import Transcoder
+from transcoders.dictionary.dictionary import Dictionary
 from transcoders.training.sharing import Sharing
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class CheckpointFile:
         """Name the file, which need not exist; where not this process ``writes`` it, ``save`` does nothing."""
         self.path, self._sharing, self._writes = path, sharing, writes
 
-    def save(self, parts: Mapping[str, Part], owners: Mapping[str, Transcoder]) -> None:
+    def save(self, parts: Mapping[str, Part], owners: Mapping[str, Dictionary]) -> None:
         """Write all ``parts``, or nothing; ``owners`` are the models whose latents a part's rows are."""
         if not self._writes:
             return
@@ -76,12 +76,12 @@ class CheckpointFile:
         log.warning("%s: damaged and not used; training starts over", self.path)
         return None
 
-    def put_back(self, content: Content, parts: Mapping[str, Part], owners: Mapping[str, Transcoder]) -> None:
+    def put_back(self, content: Content, parts: Mapping[str, Part], owners: Mapping[str, Dictionary]) -> None:
         """Bring all ``parts`` to where they were when ``content`` was written, each with the rows that lie here."""
         for name, part in parts.items():
             owner = owners[name]
             tensors = {
-                key.removeprefix(f"{name}."): self._sharing.here(key, value, owner).to(owner.W_enc.device)
+                key.removeprefix(f"{name}."): self._sharing.here(key, value, owner).to(owner.b_dec.device)
                 for key, value in content.tensors.items()
                 if _part_of(key) == name
             }

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from transcoders.activations.reader import Batch
 from transcoders.core.errors import UserError
-from transcoders.dictionary.transcoder import Transcoder
+from transcoders.dictionary.dictionary import Dictionary
 from transcoders.training.phases import PhasePlan
 from transcoders.training.settings import TrainSettings
 from transcoders.training.sharing import Processes, Sharing
@@ -104,7 +104,7 @@ class Best:
         self.weights: dict[str, Tensor] = {}
         self.step, self.nmse = 0, float("inf")
 
-    def offer(self, model: Transcoder, step: int, nmse: float) -> None:
+    def offer(self, model: Dictionary, step: int, nmse: float) -> None:
         """Keep a copy of the weights of ``model`` if their error ``nmse`` is the lowest so far."""
         if nmse < self.nmse:
             self.weights = {name: value.clone() for name, value in model.state_dict().items()}
@@ -121,16 +121,16 @@ class Best:
 
 
 @torch.no_grad()
-def validation_nmse(model: Transcoder, batches: list[Batch], data: Processes) -> float:
+def validation_nmse(model: Dictionary, batches: list[Batch], data: Processes) -> float:
     """Return the mean squared error on ``batches``, which are divided among ``data``, in normalised units."""
     total, tokens = 0.0, 0
     for batch in batches:
         rows = data.share(len(batch.x))
         if rows.start < rows.stop:
             x, y = batch.x[rows], batch.y[rows]
-            total += float((model(x) - y).double().square().sum())
+            total += model.squared_error(x, y)
             tokens += len(x)
     if data.size > 1:
-        sums = data.sum_(torch.tensor([total, tokens], dtype=torch.float64, device=model.W_enc.device))
+        sums = data.sum_(torch.tensor([total, tokens], dtype=torch.float64, device=model.b_dec.device))
         total, tokens = float(sums[0]), int(sums[1])
-    return total / tokens / model.config.d_out / model.config.output_scale**2
+    return total / tokens / model.width

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from transcoders import kernels
 from transcoders.core.devices import multiplies_bf16
+from transcoders.dictionary.dictionary import Dictionary
 from transcoders.dictionary.encoders import Selection
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.kernels import SparseLatents
@@ -34,8 +35,9 @@ class Losses(NamedTuple):
     nmse: Float[Tensor, ""]
     """Mean squared error per dimension of all latents' reconstruction, where mean ||y||^2 = d_out."""
     l1: Float[Tensor, ""]
-    latents: SparseLatents
-    residual: Float[Tensor, "tokens d_out"]
+    latents: list[SparseLatents]
+    """Of each source."""
+    residual: Float[Tensor, "tokens width"]
 
 
 class Objective:
@@ -45,57 +47,73 @@ class Objective:
     """
 
     def __init__(
-        self, model: Transcoder, settings: TrainSettings, variant: VariantSettings, sharing: Sharing = HERE
+        self, model: Dictionary, settings: TrainSettings, variant: VariantSettings, sharing: Sharing = HERE
     ) -> None:
         """Start with the sparsity penalty's first weight; ``sharing`` says where the latents lie."""
         self.model, self.variant, self._sharing = model, variant, sharing
         self._seeks_k = model.encoder.seeks_k(settings.lambda_sparsity)
-        self.pressure = model.W_enc.new_tensor(FIRST_PRESSURE if self._seeks_k else settings.lambda_sparsity)
-        device = model.W_enc.device  # on CUDA autocast decides
+        self.pressure = model.b_dec.new_tensor(FIRST_PRESSURE if self._seeks_k else settings.lambda_sparsity)
+        device = model.b_dec.device  # on CUDA autocast decides
         self._aux_in_bf16 = device.type == "cpu" and settings.precision != "float32" and multiplies_bf16(device)
         given = torch.tensor(variant.prefix_weights[: max(1, len(model.config.prefixes))], dtype=torch.float64)
         self._weights = given if given.sum() > 0 else torch.ones(len(model.config.groups), dtype=torch.float64)
 
     def losses(
         self,
-        x: Float[Tensor, "tokens d_in"],
-        y: Float[Tensor, "tokens d_out"],
-        bound: Float[Tensor, "d_hidden"] | None = None,
+        x: Float[Tensor, "tokens in"],
+        y: Float[Tensor, "tokens width"],
+        bound: list[Float[Tensor, "d_hidden"]] | None = None,
         generator: torch.Generator | None = None,
     ) -> Losses:
         """Return the losses of normalised ``x`` and ``y``.
 
-        ``bound`` is the threshold that ``batch_bound`` found for the full batch, if ``x`` is a part of one;
+        ``bound`` are each source's thresholds that ``batch_bound`` found for the full batch, if ``x`` is a part of one;
         ``generator`` draws the prefixes, where they are sampled.
         """
-        model = self.model
-        latents, l0 = self._select(x, bound)
-        target = y - model.b_dec - (x @ model.W_skip.T if model.config.skip else 0.0)
+        model, selections = self.model, self._select(x, bound)
+        latents = [selection.latents for selection in selections]
+        target = model.target(x, y)
         if self.variant.stop_gradient:
             total, nmse, residual = self._separately(latents, target)
         else:
             sizes, weights = self._prefixes(generator)
             errors, residual = self._sharing.squared_errors(model, latents, target, sizes)
             total, nmse = (errors * weights.to(errors)).sum(), errors[-1]
-        l1 = self._sharing.summed(latents.values.sum() / len(x))
-        if l0 is not None:
-            total = total + self.pressure * self._sharing.summed(l0.mean())
-        elif self.pressure > 0:
-            total = total + self.pressure * l1
+        l1 = self._sharing.summed(torch.stack([part.values.sum() for part in latents]).sum() / len(x))
+        if (penalty := self._sparsity(selections, l1, len(x))) is not None:
+            total = total + self.pressure * penalty
         return Losses(total, nmse.detach(), l1.detach(), latents, residual)
+
+    def _sparsity(self, selections: list[Selection], l1: Tensor, tokens: int) -> Tensor | None:
+        """Return what the pressure weighs: jumprelu's L0 or relu's L1 per token, or the tanh of each latent."""
+        if c := self.variant.tanh_penalty:  # decoder rows, of all targets together, have norm 1
+            sums = [torch.tanh(c * selection.latents.values).sum() for selection in selections]
+            return self._sharing.summed(torch.stack(sums).sum() / tokens)
+        counts = [selection.l0.mean() for selection in selections if selection.l0 is not None]
+        if counts:
+            return self._sharing.summed(torch.stack(counts).sum())
+        return l1 if self.pressure > 0 else None
 
     def aux(
         self,
-        x: Float[Tensor, "tokens d_in"],
-        residual: Float[Tensor, "tokens d_out"],
-        dead: Int[Tensor, "dead"],
+        x: Float[Tensor, "tokens in"],
+        residual: Float[Tensor, "tokens width"],
+        dead: list[Int[Tensor, "dead"]],
         variance: Float[Tensor, ""],
     ) -> Float[Tensor, ""]:
-        """Return AuxK of the ``dead`` latents over ``variance``, that of the full batch's residual."""
-        narrow = self._aux_in_bf16 and self._sharing.processes == 1
-        return self._sharing.auxk(self.model, x.bfloat16() if narrow else x, residual, dead, variance)
+        """Return AuxK of each source's ``dead`` latents over ``variance``, that of the full batch's residual.
 
-    def orthogonality(self, generator: torch.Generator, earlier: Transcoder | None) -> Float[Tensor, ""] | None:
+        Each source tries by itself to make what is left of the outputs that it writes to; the mean counts.
+        """
+        narrow = self._aux_in_bf16 and self._sharing.processes == 1
+        inputs = self.model.inputs(x.bfloat16() if narrow else x)
+        losses = []
+        for source, x_of, first, dead_of in zip(self.model.sources, inputs, self.model.firsts, dead, strict=True):
+            left = residual[:, first : first + source.config.d_out].contiguous()
+            losses.append(self._sharing.auxk(source, x_of, left, dead_of, variance))
+        return torch.stack(losses).mean()
+
+    def orthogonality(self, generator: torch.Generator, earlier: Dictionary | None) -> Float[Tensor, ""] | None:
         """Return the weighted penalty on decoder rows that point the same way, from a sample of them.
 
         With ``earlier`` latents: the mean over new rows of ``sum_j cos^2`` to them. Without: the mean
@@ -103,30 +121,40 @@ class Objective:
         """
         if self.variant.orthogonality != "penalty":
             return None
-        rows = self._sample(self.model, generator)
-        if earlier is not None:
-            others = self._sample(earlier, generator)
-            count = self._sharing.config(earlier).d_hidden
-            total = (rows @ others.T).square().sum(1).mean() * (count / len(others))
-        elif self.variant.training == "progressive":
+        if earlier is None and self.variant.training == "progressive":
             return None  # the first phase has nothing to keep apart from
-        else:
+        befores = [None] * len(self.model.sources) if earlier is None else earlier.sources
+        pairs = zip(self.model.sources, befores, strict=True)
+        of_sources = torch.stack([self._parallel(source, before, generator) for source, before in pairs])
+        return self.variant.orthogonality_coefficient * of_sources.mean()
+
+    def _parallel(self, source: Transcoder, earlier: Transcoder | None, generator: torch.Generator) -> Tensor:
+        """Return how parallel a source's decoder rows are to earlier ones, or to each other."""
+        rows = self._sample(source, generator)
+        if earlier is None:
             cosines = (rows @ rows.T).fill_diagonal_(0.0)
-            total = cosines.square().amax(1).mean()
-        return self.variant.orthogonality_coefficient * total
+            return cosines.square().amax(1).mean()
+        others = self._sample(earlier, generator)
+        count = self._sharing.config(earlier).d_hidden
+        return (rows @ others.T).square().sum(1).mean() * (count / len(others))
 
     @torch.no_grad()
-    def after_step(self, latents: list[SparseLatents], l0: Float[Tensor, ""], minimum_: Minimum) -> None:
-        """Move thresholds and the sparsity penalty's weight by what the batch showed, of L0 ``l0`` in all."""
-        if self._seeks_k:
-            excess = l0 / self.model.config.k - 1
-            self.pressure = self.pressure * (PRESSURE_RATE * excess.clamp(-1, 1)).exp()
-        self.model.encoder.after_step_(self.model, latents, minimum_)
+    def after_step(self, latents: list[list[SparseLatents]], l0: Float[Tensor, ""], minimum_: Minimum) -> None:
+        """Move thresholds and the sparsity penalty's weight by what a batch showed.
 
-    def _select(self, x: Tensor, bound: Tensor | None) -> Selection:
-        if bound is not None:
-            return Selection(self.model.above(x, bound))
-        return self.model.encoder.select(self.model, x, self.variant.bandwidth)
+        ``latents`` are those of each source in each part of the batch, of L0 ``l0`` over all sources.
+        """
+        if self._seeks_k:
+            excess = l0 / (self.model.config.k * len(self.model.sources)) - 1
+            self.pressure = self.pressure * (PRESSURE_RATE * excess.clamp(-1, 1)).exp()
+        for source, of_source in zip(self.model.sources, zip(*latents, strict=True), strict=True):
+            source.encoder.after_step_(source, of_source, minimum_)
+
+    def _select(self, x: Tensor, bound: list[Tensor] | None) -> list[Selection]:
+        if bound is None:
+            return self.model.select(x, self.variant.bandwidth)
+        triples = zip(self.model.sources, self.model.inputs(x), bound, strict=True)
+        return [Selection(source.above(x_of, least)) for source, x_of, least in triples]
 
     def _prefixes(self, generator: torch.Generator | None) -> tuple[tuple[int, ...], Tensor]:
         """Return the prefixes whose errors count at this step, and their weights."""
@@ -139,13 +167,13 @@ class Objective:
         sizes = sorted({*drawn.round().int().tolist(), config.d_hidden})
         return tuple(sizes), torch.full((len(sizes),), 1 / len(sizes))
 
-    def _separately(self, latents: SparseLatents, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _separately(self, latents: list[SparseLatents], target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return each group's error in what the groups before leave; no gradient passes between groups."""
         total, residual = target.new_zeros(()), target
         weights = self._weights / self._weights.sum()
         everything = (self._sharing.config(self.model).d_hidden,)
         for group, weight in zip(self.model.config.groups, weights.tolist(), strict=True):
-            entries = kernels.between(latents, group.start, group.stop)
+            entries = [kernels.between(of_source, group.start, group.stop) for of_source in latents]
             errors, residual = self._sharing.squared_errors(self.model, entries, residual, everything)
             total = total + weight * errors[-1]
         return total, errors[-1], residual

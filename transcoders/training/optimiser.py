@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from transcoders.dictionary.config import PER_LATENT
+from transcoders.dictionary.dictionary import Dictionary
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.training.adam.step import adam_step_, projected_square_norm
 from transcoders.training.sharing import HERE, Sharing
@@ -18,7 +19,7 @@ NEIGHBOURS_EVERY = 50
 class Adam:
     """Take steps of Adam (arXiv 1412.6980) with clipping; decoder rows move on the unit sphere."""
 
-    def __init__(self, model: Transcoder, sharing: Sharing = HERE, slow_rows: int = 0, slow_rate: float = 1.0) -> None:
+    def __init__(self, model: Dictionary, sharing: Sharing = HERE, slow_rows: int = 0, slow_rate: float = 1.0) -> None:
         """Start with zero moments; what requires no gradient stays as it is.
 
         The first ``slow_rows`` latents, biases and skip connection learn at ``slow_rate`` times the rate.
@@ -38,12 +39,12 @@ class Adam:
         """
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         norms = {
-            name: projected_square_norm(self._parameters[name], gradient, unit_rows=name == "W_dec")
+            name: projected_square_norm(self._parameters[name], gradient, unit_rows=_kind(name) == "W_dec")
             for name, gradient in gradients.items()
         }
         squares = torch.stack(list(norms.values()))
         if self._sharing.processes > 1:  # each has the squares of its latents; those of other weights all have
-            sliced = torch.tensor([name in PER_LATENT for name in norms], device=squares.device)
+            sliced = torch.tensor([_kind(name) in PER_LATENT for name in norms], device=squares.device)
             squares = torch.where(sliced, self._sharing.sum_(squares.clone()), squares)
         norm = squares.sum().sqrt()
         if norm.is_cuda:  # stays there: reading it would let the GPU run out of work at every step
@@ -62,14 +63,14 @@ class Adam:
                     lr=rate * factor,
                     eps=EPS,
                     grad_scale=scale,
-                    unit_rows=name == "W_dec",
+                    unit_rows=_kind(name) == "W_dec",
                 )
         return norm
 
     def _rates(self, name: str) -> list[tuple[slice, float]]:
         if not self._slow_rows:
             return [(slice(None), 1.0)]
-        if name not in PER_LATENT:
+        if _kind(name) not in PER_LATENT:
             return [(slice(None), self._slow_rate)]
         return [(slice(self._slow_rows), self._slow_rate), (slice(self._slow_rows, None), 1.0)]
 
@@ -83,6 +84,11 @@ class Adam:
         for name, values in self.moments.items():
             for key in MOMENTS:
                 values[key].copy_(state[f"{key}.{name}"])
+
+
+def _kind(name: str) -> str:
+    """Return what a parameter is, of whichever source."""
+    return name.rpartition(".")[2]
 
 
 class Projection:

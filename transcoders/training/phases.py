@@ -5,13 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from transcoders.dictionary.config import TranscoderConfig
-from transcoders.dictionary.transcoder import Transcoder
+from transcoders.dictionary.dictionary import Config, Dictionary
 from transcoders.training.objective import Objective
 from transcoders.training.optimiser import Adam, Projection
 from transcoders.training.settings import TrainSettings, VariantSettings
 from transcoders.training.sharing import Sharing
-from transcoders.training.start import Start, initialise_
+from transcoders.training.start import Beginning
 
 
 class PhasePlan(NamedTuple):
@@ -38,7 +37,7 @@ class PhasePlan(NamedTuple):
         return slice(self.new if self.frozen else 0, self.stop)
 
 
-def phase_plans(config: TranscoderConfig, variant: VariantSettings, steps: int) -> list[PhasePlan]:
+def phase_plans(config: Config, variant: VariantSettings, steps: int) -> list[PhasePlan]:
     """Divide ``steps`` steps into phases.
 
     Raises:
@@ -71,7 +70,7 @@ class Phase:
     """
 
     def __init__(
-        self, plan: PhasePlan, model: Transcoder, settings: TrainSettings, variant: VariantSettings, sharing: Sharing
+        self, plan: PhasePlan, model: Dictionary, settings: TrainSettings, variant: VariantSettings, sharing: Sharing
     ) -> None:
         """Make the parts of ``model`` that ``plan`` asks for, with an objective and an optimiser at their start."""
         self.plan = plan
@@ -80,38 +79,40 @@ class Phase:
         self.part = model.part(first, plan.stop)
         fixed = {*model.encoder.without_gradient, *(("b_dec",) if plan.frozen else ())}
         for name, parameter in self.part.named_parameters():
-            parameter.requires_grad_(name not in fixed)
+            parameter.requires_grad_(name.rpartition(".")[2] not in fixed)
         self.objective = Objective(self.part, settings, variant, sharing)
         self.optimiser = Adam(self.part, sharing, slow_rows=plan.new - first, slow_rate=variant.previous_lr_scale)
-        self.projection = None
+        self.projections: list[Projection] = []
         if variant.orthogonality == "projection" and self.base is not None:
-            self.projection = Projection(self.part, self.base, variant.orthogonality_neighbours)
+            pairs = zip(self.part.sources, self.base.sources, strict=True)
+            self.projections = [Projection(new, old, variant.orthogonality_neighbours) for new, old in pairs]
 
     @torch.no_grad()
-    def constrain_(self, step: int, dead: Tensor, boost: float) -> None:
-        """Bring the part back to what is valid after ``step`` of the phase, and push ``dead`` latents."""
-        if self.projection is not None:
-            self.projection.apply_(step)
-        self.part.encoder.constrain_(self.part)
-        self.part.b_enc[dead] += boost
+    def constrain_(self, step: int, dead: list[Tensor], boost: float) -> None:
+        """Bring the part back to what is valid after ``step`` of the phase, and push each source's ``dead`` latents."""
+        for projection in self.projections:
+            projection.apply_(step)
+        for source, dead_of in zip(self.part.sources, dead, strict=True):
+            source.encoder.constrain_(source)
+            source.b_enc[dead_of] += boost
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what the next step depends on beside the weights."""
-        state = {"pressure": self.objective.pressure, **self.optimiser.state_dict()}
-        return state if self.projection is None else {**state, "neighbours": self.projection.neighbours}
+        neighbours = {f"neighbours.{n}": projection.neighbours for n, projection in enumerate(self.projections)}
+        return {"pressure": self.objective.pressure, **self.optimiser.state_dict(), **neighbours}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over what ``state_dict`` gave."""
         self.objective.pressure = state["pressure"]
         self.optimiser.load_state_dict(state)
-        if self.projection is not None:
-            self.projection.neighbours = state["neighbours"]
+        for number, projection in enumerate(self.projections):
+            projection.neighbours = state[f"neighbours.{number}"]
 
 
 @torch.no_grad()
-def begin_(plan: PhasePlan, model: Transcoder, start: Start, sharing: Sharing) -> None:
+def begin_(plan: PhasePlan, model: Dictionary, start: Beginning, sharing: Sharing) -> None:
     """Start the new latents of a phase in ``model``; a joint finish has none."""
     if plan.number > 1 and not plan.new:
         return
     earlier = model.truncate(plan.new) if plan.new else None
-    initialise_(model.part(plan.new, plan.stop), start.of_phase(plan.number, earlier), sharing)
+    start.of_phase(plan.number, earlier).initialise_(model.part(plan.new, plan.stop), sharing)

@@ -40,6 +40,11 @@ class VariantSettings(Settings):
     stop_gradient: bool = False
     """Each group fits what the groups before it leave, without moving them."""
 
+    reach: Annotated[int, Field(ge=0)] | Literal["all"] | None = None
+    """Cross-layer: how many later layers a latent writes to besides its own, or ``all``; null trains one layer's."""
+    budget: Literal["layer", "token"] = "layer"
+    """Cross-layer, topk: k latents of each layer, or k times the layers of all of a token's."""
+
     training: Literal["joint", "progressive"] = "joint"
     """All latents at once, or one group after another (progressive latent training)."""
     phase_fractions: Shares = ()
@@ -58,6 +63,8 @@ class VariantSettings(Settings):
 
     bandwidth: float = Field(default=0.1, gt=0)
     """jumprelu: width of the rectangle in which a pre-activation moves its threshold."""
+    tanh_penalty: float = Field(default=0.0, ge=0)
+    """jumprelu and relu: c of the penalty ``sum of tanh(c z)`` (Circuit Tracing, 2025) in the place of L0's or L1."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -78,6 +85,10 @@ class VariantSettings(Settings):
             )
         if self.stop_gradient and (self.training == "progressive" or self.sampled_prefixes):
             raise ValueError("stop_gradient goes with fixed prefixes and joint training")
+        if self.budget == "token" and (self.reach is None or self.encoder != "topk" or nested):
+            raise ValueError("budget: token needs reach and the encoder topk, and goes with no prefixes")
+        if self.tanh_penalty and self.encoder not in ("jumprelu", "relu"):
+            raise ValueError(f"tanh_penalty: {self.encoder} has no sparsity penalty; it goes with jumprelu and relu")
         if self.orthogonality == "projection" and (self.training != "progressive" or self.previous_lr_scale):
             raise ValueError("orthogonality: projection needs progressive training with previous_lr_scale: 0")
         return self

@@ -3,7 +3,7 @@
 The objective, the optimiser and checkpoints ask this one object for what needs all latents.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,11 +13,13 @@ from torch import Tensor
 
 from transcoders import kernels
 from transcoders.core.tensors import save_tensors
-from transcoders.dictionary.config import TranscoderConfig
+from transcoders.dictionary import dictionary
+from transcoders.dictionary.dictionary import Config, Dictionary
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.kernels import SparseLatents, SquaredErrors
+from transcoders.kernels.crosslayer import squared_errors_of_sources
 
-Owners = Mapping[str, Transcoder]
+Owners = Mapping[str, Dictionary]
 """Name of a tensor -> the model, or the part of one, whose latents its rows are if it has a row for each."""
 
 
@@ -46,11 +48,11 @@ class Sharing:
 
     processes = 1
 
-    def model(self, config: TranscoderConfig) -> Transcoder:
-        """Make the transcoder of ``config``, as far as it lies here, with zero weights."""
-        return Transcoder(config)
+    def model(self, config: Config) -> Dictionary:
+        """Make the dictionary of ``config``, as far as it lies here, with zero weights."""
+        return dictionary.dictionary_of(config)
 
-    def config(self, model: Transcoder) -> TranscoderConfig:
+    def config(self, model: Dictionary) -> Config:
         """Return the config of all latents together, ``model`` being what lies here of them."""
         return model.config
 
@@ -75,10 +77,13 @@ class Sharing:
         return number
 
     def squared_errors(
-        self, model: Transcoder, latents: SparseLatents, target: Tensor, sizes: tuple[int, ...]
+        self, model: Dictionary, latents: Sequence[SparseLatents], target: Tensor, sizes: tuple[int, ...]
     ) -> SquaredErrors:
-        """Return the mean squared error of each prefix's reconstruction, ``sizes`` being of all latents."""
-        return kernels.squared_errors(latents, model.W_dec, target, sizes)
+        """Return the mean squared error of each prefix's reconstruction from each source's latents.
+
+        ``sizes`` are of all latents of a source.
+        """
+        return squared_errors_of_sources(model.written(latents), target, sizes)
 
     def auxk(
         self,
@@ -89,7 +94,7 @@ class Sharing:
         variance: Float[Tensor, ""],
     ) -> Float[Tensor, ""]:
         """Return AuxK of the ``dead`` latents, ``variance`` being that of the full batch's residual."""
-        k_aux = min(model.config.d_out // 2, len(dead))
+        k_aux = min(model.config.d_in // 2, len(dead))
         weights = (model.W_enc, model.b_enc, model.W_dec)
         return kernels.auxk(x, residual, *weights, dead, k_aux, variance=variance)
 
@@ -97,15 +102,15 @@ class Sharing:
         """Return the decoder's rows of ``latents``, numbered over all slices."""
         return model.W_dec[latents]
 
-    def save_model(self, model: Transcoder, folder: Path) -> None:
+    def save_model(self, model: Dictionary, folder: Path) -> None:
         """Write the transcoder of all latents into ``folder``."""
-        model.save(folder)
+        dictionary.save(model, folder)
 
     def save(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], owners: Owners) -> None:
         """Write named ``tensors`` of all latents to ``path``, or nothing."""
         save_tensors(path, tensors, metadata)
 
-    def here(self, name: str, tensor: Tensor, owner: Transcoder) -> Tensor:
+    def here(self, name: str, tensor: Tensor, owner: Dictionary) -> Tensor:
         """Return what lies here of the tensor ``name`` that ``save`` wrote."""
         return tensor
 

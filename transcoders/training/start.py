@@ -1,6 +1,6 @@
 """Where training starts: the units, and weights that leave no latent dead at birth."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,20 @@ class Statistics(NamedTuple):
     y_scale: float
 
 
+class Beginning(Protocol):
+    """Describe what gives latents their first weights."""
+
+    @property
+    def seed(self) -> int:
+        """Return the seed of the run."""
+
+    def of_phase(self, number: int, earlier: Any) -> "Beginning":
+        """Return the beginning of phase ``number``: what ``earlier`` latents leave of y, and a seed of its own."""
+
+    def initialise_(self, model: Any, sharing: Sharing) -> None:
+        """Give a part of the dictionary its first weights."""
+
+
 class Start(NamedTuple):
     """Hold what latents are initialised from: statistics of the activations, and a raw sample of them."""
 
@@ -43,6 +57,10 @@ class Start(NamedTuple):
         left = y - torch.cat([earlier(part.to(earlier.W_enc)).cpu() for part in x.split(8192)])
         statistics = self.statistics._replace(y_mean=torch.zeros_like(self.statistics.y_mean))
         return Start(statistics, Batch(x, left), seed)
+
+    def initialise_(self, model: Transcoder, sharing: Sharing) -> None:
+        """Give ``model``, a part of the transcoder, its first weights."""
+        initialise_(model, self, sharing)
 
 
 def sample_of(batches: list[LabelledBatch]) -> Batch:
@@ -99,10 +117,10 @@ def initialise_(model: Transcoder, start: Start, sharing: Sharing = HERE) -> Non
         model.W_enc.mul_(scale)
         model.b_enc.mul_(scale)
         if not model.encoder.fixed_k:
-            _let_k_be_active_(model, latents._replace(values=latents.values * scale), sharing)
+            let_k_be_active_(model, latents._replace(values=latents.values * scale), sharing)
 
 
-def _let_k_be_active_(model: Transcoder, latents: SparseLatents, sharing: Sharing) -> None:
+def let_k_be_active_(model: Transcoder, latents: SparseLatents, sharing: Sharing) -> None:
     """Set thresholds or biases so that k latents per token are active on average.
 
     The k-th largest activation of the median token lies between the k largest and the others.

@@ -15,10 +15,11 @@ Values = dict[str, Tensor | int | float]
 class State:
     """Hold the number of steps taken, when each latent fired last, and sums of the losses since the last row."""
 
-    def __init__(self, d_hidden: int, tokens_per_step: int, device: torch.device) -> None:
-        """Begin at step 0 with ``d_hidden`` latents, none of which has been silent yet."""
+    def __init__(self, d_hidden: int, sources: int, tokens_per_step: int, device: torch.device) -> None:
+        """Begin at step 0 with ``d_hidden`` latents of each source, none of which has been silent yet."""
         self.step = 0
-        self.since_fired: Int[Tensor, d_hidden] = torch.zeros(d_hidden, dtype=torch.long, device=device)
+        silent = torch.zeros(d_hidden, sources, dtype=torch.long, device=device)
+        self.since_fired: Int[Tensor, "d_hidden sources"] = silent
         """Training tokens since a latent fired."""
         self.sums = torch.zeros(len(SUMMED), dtype=torch.float64, device=device)
         self.seconds = self.seconds_waited = 0.0
@@ -26,9 +27,10 @@ class State:
         self._tokens_per_step = tokens_per_step
         self._last_tick: float | None = None
 
-    def dead(self, plan: PhasePlan, after_tokens: int) -> Int[Tensor, "dead"]:
-        """Return the latents, counted from the first that ``plan`` trains, that have been silent for longer."""
-        return (self.since_fired[plan.trained] > after_tokens).nonzero().flatten()
+    def dead(self, plan: PhasePlan, after_tokens: int) -> list[Int[Tensor, "dead"]]:
+        """Return each source's latents, from the first that ``plan`` trains, that have been silent for longer."""
+        silent = self.since_fired[plan.trained] > after_tokens
+        return [column.nonzero().flatten() for column in silent.unbind(1)]
 
     @torch.no_grad()
     def count(self, report: Report, plan: PhasePlan) -> None:

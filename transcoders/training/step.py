@@ -32,7 +32,8 @@ class BatchLosses(NamedTuple):
     nmse: Float[Tensor, ""]
     aux: Float[Tensor, ""]
     l1: Float[Tensor, ""]
-    latents: list[SparseLatents]
+    latents: list[list[SparseLatents]]
+    """Of each source in each micro-batch."""
     base_l0: Float[Tensor, ""]
     """L0 of the frozen earlier latents, of this process's tokens."""
 
@@ -46,7 +47,7 @@ class Report(NamedTuple):
     l0: Float[Tensor, ""]
     l1: Float[Tensor, ""]
     gradient_norm: Float[Tensor, ""]
-    fired: Bool[Tensor, "trained"]
+    fired: Bool[Tensor, "trained sources"]
     """Which of the trained latents fired, on any process's tokens."""
     rate: float
 
@@ -76,7 +77,7 @@ class Stepper:
         """Take over what ``state_dict`` gave."""
         self.micro_batch_size = state["micro_batch_size"]
 
-    def take(self, phase: Phase, batch: Batch, number: int, dead: Tensor) -> Report:
+    def take(self, phase: Phase, batch: Batch, number: int, dead: list[Tensor]) -> Report:
         """Take step ``number`` (from 0) on a batch in normalised units."""
         settings, plan = self._settings, phase.plan
         step = number - plan.first_step
@@ -87,7 +88,7 @@ class Stepper:
         phase.constrain_(step, dead, settings.dead_boost)
         return self._report(phase, losses, norm, rate)
 
-    def gradients(self, phase: Phase, batch: Batch, number: int, dead: Tensor) -> BatchLosses:
+    def gradients(self, phase: Phase, batch: Batch, number: int, dead: list[Tensor]) -> BatchLosses:
         """Leave the batch's gradients in the phase's part, from micro-batches that are halved until memory suffices."""
         while True:
             phase.part.zero_grad()
@@ -112,13 +113,13 @@ class Stepper:
         self.micro_batch_size //= 2
         log.warning("out of memory: %d tokens at a time from here on, same result", self.micro_batch_size)
 
-    def _backward(self, phase: Phase, batch: Batch, number: int, dead: Tensor) -> BatchLosses:
+    def _backward(self, phase: Phase, batch: Batch, number: int, dead: list[Tensor]) -> BatchLosses:
         """Add up the gradients of the reconstruction, of AuxK and of the penalty on weights."""
         settings, objective, tokens = self._settings, phase.objective, self._settings.batch_size
         xs = batch.x.split(self.micro_batch_size)
         ys, base_l0 = self._without_base(phase, xs, batch.y.split(self.micro_batch_size))
         bound = batch_bound(phase.part, list(xs), tokens, self._ranks.world, self._sharing.processes)
-        with_aux = bool(settings.aux_coefficient and self._sharing.total(len(dead), batch.x.device))
+        with_aux = bool(settings.aux_coefficient and self._sharing.total(sum(map(len, dead)), batch.x.device))
         loss, nmse, l1 = (batch.x.new_zeros(()) for _ in range(3))
         residuals, latents = [], []
         for x, y in zip(xs, ys, strict=True):
@@ -129,7 +130,7 @@ class Stepper:
             nmse += share * losses.nmse
             l1 += share * losses.l1
             residuals.append(losses.residual)
-            latents.append(losses.latents._replace(values=losses.latents.values.detach()))
+            latents.append([part._replace(values=part.values.detach()) for part in losses.latents])
         aux = self._backward_of_aux(phase, xs, residuals, dead) if with_aux else batch.x.new_zeros(())
         loss = loss + settings.aux_coefficient * aux if with_aux else loss
         together = torch.stack([loss, nmse, aux, l1])
@@ -149,9 +150,10 @@ class Stepper:
         l0, left = xs[0].new_zeros(()), list(ys)
         if phase.base is not None:
             for i, x in enumerate(xs):
-                latents = phase.base.encode_normalised(x)
-                left[i] = left[i] - phase.base.decode_normalised(latents, x)
-                l0 += (latents.values > 0).sum() / self._settings.batch_size
+                latents = phase.base.encode_sources(x)
+                left[i] = left[i] - phase.base.decode_sources(latents, x)
+                for part in latents:
+                    l0 += (part.values > 0).sum() / self._settings.batch_size
         return left, l0
 
     def _backward_of_aux(
@@ -159,7 +161,7 @@ class Stepper:
         phase: Phase,
         xs: tuple[Tensor, ...],
         residuals: list[Tensor],
-        dead: Tensor,
+        dead: list[Tensor],
     ) -> Float[Tensor, ""]:
         """Add AuxK's gradients, of every ``aux_every``-th token of the batch, and return AuxK."""
         tokens, every = self._settings.batch_size, self._settings.aux_every
@@ -191,15 +193,17 @@ class Stepper:
     @torch.no_grad()
     def _report(self, phase: Phase, losses: BatchLosses, norm: Tensor, rate: float) -> Report:
         """Add up over processes what fired, and let the objective react to the L0."""
-        count = len(phase.part.b_enc)
+        count, sources = phase.part.config.d_hidden, len(phase.part.sources)
         l0 = losses.loss.new_zeros(())
-        has_fired = torch.zeros(count + 1, dtype=torch.bool, device=l0.device)
-        for latents in losses.latents:
-            fired = latents.values > 0
-            # Entries that did not fire mark the row too many: to take them out, the GPU would have to be waited for.
-            has_fired.index_fill_(0, torch.where(fired, latents.indices.long(), count), True)
-            l0 += fired.sum() / self._settings.batch_size
-        silent = self._ranks.data.min_((~has_fired[:-1]).to(torch.uint8))
+        has_fired = torch.zeros(sources, count + 1, dtype=torch.bool, device=l0.device)
+        for of_part in losses.latents:
+            for row, latents in zip(has_fired, of_part, strict=True):
+                fired = latents.values > 0
+                # Entries that did not fire mark the place too many: to take them out, the GPU would have to be waited
+                # for.
+                row.index_fill_(0, torch.where(fired, latents.indices.long(), count), True)
+                l0 += fired.sum() / self._settings.batch_size
+        silent = self._ranks.data.min_((~has_fired[:, :-1]).to(torch.uint8).T.contiguous())
         l0, base_l0 = self._ranks.world.sum_(torch.stack([l0, losses.base_l0]))
         phase.objective.after_step(losses.latents, l0, self._ranks.world.min_)
         total_l0 = l0 + base_l0

@@ -3,16 +3,15 @@
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from transcoders.activations.reader import Batch, ShuffledReader
+from transcoders.activations.reader import Batch
 from transcoders.core.errors import UserError
-from transcoders.dictionary.config import TranscoderConfig
-from transcoders.dictionary.transcoder import Transcoder
+from transcoders.dictionary.dictionary import Config, Dictionary
 from transcoders.distributed.ranks import ALONE, Ranks
 from transcoders.training.checkpoint import CheckpointFile, Part
 from transcoders.training.history import Best, History, validation_nmse
@@ -20,22 +19,37 @@ from transcoders.training.phases import Phase, PhasePlan, begin_, phase_plans
 from transcoders.training.settings import TrainSettings, VariantSettings
 from transcoders.training.sharing import HERE, Sharing
 from transcoders.training.sliced.sharing import Slices
-from transcoders.training.start import Start
+from transcoders.training.start import Beginning
 from transcoders.training.state import State
 from transcoders.training.step import Stepper
 
 log = logging.getLogger(__name__)
 
 
+class Reader(Protocol):
+    """Describe what gives a run its batches; ``ShuffledReader`` does."""
+
+    tokens: int
+    """Of an epoch."""
+    batches_per_epoch: int
+
+    @property
+    def seconds_waited(self) -> float:
+        """Return the time that was spent waiting for data."""
+
+    def batches(self, first: int = 0) -> Iterator[Batch]:
+        """Yield batch number ``first``, counted over epochs, and all after it."""
+
+
 class Job(NamedTuple):
     """Say what to train, on what, and where it is saved on the way."""
 
-    config: TranscoderConfig
+    config: Config
     settings: TrainSettings
     variant: VariantSettings
-    reader: ShuffledReader
+    reader: Reader
     """Gives this process's share of each batch."""
-    start: Start
+    start: Beginning
     validation: list[Batch]
     checkpoint: Path
     device: torch.device
@@ -47,7 +61,7 @@ class Job(NamedTuple):
 class Result(NamedTuple):
     """Hold what a finished run leaves."""
 
-    model: Transcoder
+    model: Dictionary
     """With its last weights; of several slices, the one that lies here."""
     sharing: Sharing
     history: list[dict[str, Any]]
@@ -136,7 +150,7 @@ class Trainer:
         # A slice of the latents has groups of its own sizes: the phases are laid out in them.
         self.model = self.sharing.model(job.config).to(job.device)
         self.schedule = schedule._replace(phases=phase_plans(self.model.config, job.variant, schedule.steps))
-        self.state = State(self.model.config.d_hidden, job.settings.batch_size, job.device)
+        self.state = State(self.model.config.d_hidden, len(self.model.sources), job.settings.batch_size, job.device)
         self.history = History(job.settings, job.reader.batches_per_epoch, self.sharing)
         self.best = Best()
         self.stepper = Stepper(job.settings, job.start.seed, job.device, job.ranks, self.sharing)
@@ -190,7 +204,7 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         """Yield the batches that are left, in normalised units, with a progress bar and the time taken."""
-        job, state, config = self.job, self.state, self.model.config
+        job, state = self.job, self.state
         tokens = job.settings.batch_size
         bar = tqdm(
             desc="train",
@@ -207,7 +221,7 @@ class Trainer:
                 waited = job.reader.seconds_waited
                 batch = next(batches)
                 state.seconds_waited += job.reader.seconds_waited - waited
-                yield Batch(batch.x / config.input_scale, batch.y / config.output_scale)
+                yield Batch(*self.model.normalised(*batch))
                 state.tick()
                 bar.update(tokens)
                 if self.history.rows and (row := self.history.rows[-1])["step"] == state.step:
@@ -235,7 +249,7 @@ class Trainer:
             "stepper": self.stepper,
         }
 
-    def _owners(self) -> dict[str, Transcoder]:
+    def _owners(self) -> dict[str, Dictionary]:
         """Return, for each part, the model whose latents its rows are."""
         return {name: self.phase.part if name == "phase" else self.model for name in self._parts()}
 

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from transcoders.core.files import replacing
 from transcoders.dictionary.config import PER_LATENT
+from transcoders.dictionary.crosslayer import files
+from transcoders.dictionary.crosslayer.transcoder import CrossLayerTranscoder
+from transcoders.dictionary.dictionary import Dictionary
 from transcoders.dictionary.transcoder import WEIGHTS, write_config
 from transcoders.distributed.ranks import Team
 from transcoders.training.sliced.transcoder import SlicedTranscoder, slices
@@ -18,13 +21,23 @@ from transcoders.training.sliced.transcoder import SlicedTranscoder, slices
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
 
-def save_all_slices(model: SlicedTranscoder, folder: Path, *, first: bool) -> None:
-    """Write what ``Transcoder.save`` writes, from the slices of all ranks of the model's team; ``first`` writes."""
-    tensors = {name: value.detach() for name, value in model.state_dict().items()}
-    owners = {name: model for name in tensors if name in PER_LATENT}
-    write_slice_by_slice(folder / WEIGHTS if first else None, tensors, owners, model.team)
-    if first:
-        write_config(folder, model.full_config)
+def save_all_slices(model: Dictionary, here: SlicedTranscoder, folder: Path, *, first: bool) -> None:
+    """Write what the dictionary's ``save`` writes, from the slices of all ranks of its team; ``first`` writes.
+
+    All latents of ``model`` are divided as those of ``here`` are.
+    """
+    if isinstance(model, CrossLayerTranscoder):
+        of_files = {model.config.file(n): model.tensors(n) for n in range(len(model.sources))}
+    else:
+        of_files = {WEIGHTS: {name: value.detach() for name, value in model.state_dict().items()}}
+    for file, tensors in of_files.items():
+        owners = {name: here for name in tensors if name in PER_LATENT}
+        write_slice_by_slice(folder / file if first else None, tensors, owners, here.team)
+    if first and isinstance(model, CrossLayerTranscoder):
+        sizes = {name: getattr(here.full_config, name) for name in ("d_hidden", "prefixes")}
+        files.write_config(folder, model.config.model_copy(update=sizes))
+    elif first:
+        write_config(folder, here.full_config)
 
 
 def write_slice_by_slice(

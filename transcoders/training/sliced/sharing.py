@@ -1,20 +1,22 @@
 """What needs all latents, where each process of a team holds a slice of every group of them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from transcoders import kernels
 from transcoders.dictionary.config import PER_LATENT, TranscoderConfig
+from transcoders.dictionary.dictionary import Config, Dictionary
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.distributed.ranks import Ranks
 from transcoders.kernels import SparseLatents, SquaredErrors
+from transcoders.kernels.crosslayer import decode_nested_sources
 from transcoders.training.sharing import Owners, Sharing
 from transcoders.training.sliced.assemble import save_all_slices, write_slice_by_slice
 from transcoders.training.sliced.selection import among_largest
-from transcoders.training.sliced.transcoder import SlicedTranscoder
+from transcoders.training.sliced.transcoder import SlicedTranscoder, sliced
 
 
 class Slices(Sharing):
@@ -25,15 +27,15 @@ class Slices(Sharing):
         self._ranks, self._team = ranks, ranks.latents
         self.processes = self._team.size
 
-    def model(self, config: TranscoderConfig) -> Transcoder:
-        """Make this process's slice of the transcoder of ``config``."""
-        return SlicedTranscoder(config, self._team)
+    def model(self, config: Config) -> Dictionary:
+        """Make this process's slice of the dictionary of ``config``."""
+        return sliced(config, self._team)
 
-    def config(self, model: Transcoder) -> TranscoderConfig:
-        """Return the config of all latents together."""
+    def config(self, model: Dictionary) -> TranscoderConfig:
+        """Return the config of all latents of each source together."""
         return _slice(model).full_config
 
-    def rows(self, model: Transcoder, rows: Tensor) -> Tensor:
+    def rows(self, model: Dictionary, rows: Tensor) -> Tensor:
         """Return, of a row for each of all latents, those of ``model``'s."""
         return _slice(model).rows_here(rows)
 
@@ -54,12 +56,12 @@ class Slices(Sharing):
         return self._team.total(number, device)
 
     def squared_errors(
-        self, model: Transcoder, latents: SparseLatents, target: Tensor, sizes: tuple[int, ...]
+        self, model: Dictionary, latents: Sequence[SparseLatents], target: Tensor, sizes: tuple[int, ...]
     ) -> SquaredErrors:
         """Decode this process's latents, and return the errors of what all decode together."""
         counts = [_slice(model).below(size) for size in sizes]
         distinct = tuple(sorted(set(counts) - {0}))
-        decoded = kernels.decode_nested(latents, model.W_dec, distinct)
+        decoded = decode_nested_sources(model.written(latents), model.width, distinct)
         nothing = torch.zeros_like(target)
         parts = [decoded[distinct.index(count)] if count else nothing for count in counts]
         residuals = target - self._team.summed(torch.stack(parts))
@@ -75,7 +77,7 @@ class Slices(Sharing):
     ) -> Float[Tensor, ""]:
         """Return AuxK of all dead latents; ``dead`` are those that lie here, of which there may be none."""
         team = self._team
-        k = min(model.config.d_out // 2, team.total(len(dead), x.device))
+        k = min(model.config.d_in // 2, team.total(len(dead), x.device))
         pre = torch.addmm(model.b_enc[dead], x, model.W_enc[dead].T)
         best = pre.detach().topk(min(k, len(dead)))
         candidates = best.values.new_full((len(x), k), -torch.inf)
@@ -94,10 +96,10 @@ class Slices(Sharing):
         rows = model.W_dec[place[latents].clamp(min=0)]
         return self._team.summed(torch.where(place[latents, None] >= 0, rows, 0.0))
 
-    def save_model(self, model: Transcoder, folder: Path) -> None:
-        """Write the transcoder of all latents into ``folder``, one slice at a time."""
+    def save_model(self, model: Dictionary, folder: Path) -> None:
+        """Write the dictionary of all latents into ``folder``, one slice at a time."""
         if self._ranks.data.rank == 0:
-            save_all_slices(_slice(model), folder, first=self._ranks.first)
+            save_all_slices(model, _slice(model), folder, first=self._ranks.first)
 
     def save(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], owners: Owners) -> None:
         """Write ``tensors``, one slice at a time; those named after weights or counts of latents come from all."""
@@ -106,7 +108,7 @@ class Slices(Sharing):
             of_latents = {name: _slice(owners[name]) for name in tensors if _has_rows(name)}
             write_slice_by_slice(here, tensors, of_latents, self._team, metadata)
 
-    def here(self, name: str, tensor: Tensor, owner: Transcoder) -> Tensor:
+    def here(self, name: str, tensor: Tensor, owner: Dictionary) -> Tensor:
         """Return what lies here of the tensor ``name`` that ``save`` wrote."""
         return self.rows(owner, tensor) if _has_rows(name) else tensor
 
@@ -116,6 +118,8 @@ def _has_rows(name: str) -> bool:
     return name.split(".")[-1] in (*PER_LATENT, "since_fired")
 
 
-def _slice(model: Transcoder) -> SlicedTranscoder:
-    assert isinstance(model, SlicedTranscoder), "a model that Slices.model made"
-    return model
+def _slice(model: Dictionary) -> SlicedTranscoder:
+    """Return the first source, as whose the latents of all are divided."""
+    source = model.sources[0]
+    assert isinstance(source, SlicedTranscoder), "a model that Slices.model made"
+    return source

@@ -12,6 +12,9 @@ from torch import Tensor
 from transcoders import kernels
 from transcoders.core.errors import UserError
 from transcoders.dictionary.config import TranscoderConfig
+from transcoders.dictionary.crosslayer.config import CrossLayerConfig
+from transcoders.dictionary.crosslayer.transcoder import CrossLayerTranscoder
+from transcoders.dictionary.dictionary import Config, Dictionary
 from transcoders.dictionary.encoders import ENCODERS, GroupMax
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.distributed.ranks import Team
@@ -84,6 +87,21 @@ class SlicedTranscoder(Transcoder):
     def save(self, folder: Path | str) -> None:
         """Refuse, for ``assemble.save_all_slices`` writes the slices together."""
         raise NotImplementedError(f"{folder}: a slice of a transcoder is not saved by itself")
+
+
+def sliced(config: Config, team: Team) -> Dictionary:
+    """Return this rank's slice of a dictionary with zero weights; of a cross-layer one, of each layer's latents.
+
+    Raises:
+        UserError: a slice would have too few latents, or latents are chosen over layers.
+    """
+    if not isinstance(config, CrossLayerConfig):
+        return SlicedTranscoder(config, team)
+    if config.budget == "token":
+        raise UserError("distributed.latents: slices do not go with budget: token; set it to 1, or take budget: layer")
+    sources = [SlicedTranscoder(config.source(number), team) for number in range(len(config.layers))]
+    here = {name: getattr(sources[0].config, name) for name in ("d_hidden", "prefixes")}
+    return CrossLayerTranscoder(config.model_copy(update=here), sources)
 
 
 def slices(full_config: TranscoderConfig, rank: int, size: int) -> list[tuple[int, int]]:
