@@ -7,7 +7,8 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from stages.common.entry import entry
-from stages.common.params import FILE, Name, RunSettings, StageParams
+from stages.common.params import FILE, LayersRunSettings, Name, RunSettings, StageParams
+from stages.common.spans import LayersRun
 from transcoders.absorption.settings import AbsorptionSettings
 from transcoders.activations.settings import SplitSettings
 from transcoders.circuits.settings import CircuitSettings
@@ -45,6 +46,7 @@ class AllParams(StageParams):
     classes: ClassSettings
     families: FamilySettings
     planted: PlantedSettings
+    clt: LayersRunSettings
     circuits: CircuitSettings
     distributed: DistributedSettings = DistributedSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
@@ -70,12 +72,20 @@ class AllParams(StageParams):
         for seed in self.circuits.seeds:
             if seed not in self.runs.seeds:
                 raise ValueError(f"circuits.seeds: seed {seed} is not in runs.seeds {self.runs.seeds}; add it there")
-        for key, variants in (("runs", self.runs.variants), ("planted", self.planted.variants)):
+        of_sections = {"runs": self.runs.variants, "planted": self.planted.variants, "clt": self.clt.variants}
+        for key, variants in of_sections.items():
             for variant in variants:
                 if variant not in self.variants:
                     raise ValueError(
                         f"{key}.variants: {variant!r} is not defined under variants: " + ", ".join(self.variants)
                     )
+                if (self.variants[variant].reach is None) == (key == "clt"):
+                    raise ValueError(
+                        f"{key}.variants: {variant!r}: those with a reach go into clt.variants, others not"
+                    )
+        for span in self.clt.spans:
+            if missing := {*LayersRun("", span, 0).layers} - {*self.collect.layers}:
+                raise ValueError(f"clt.spans: {span!r} has layers {sorted(missing)}, which collect.layers lacks")
         for layer in self.planted.layers:
             if layer not in self.runs.layers or "topk" not in self.runs.variants or 0 not in self.runs.seeds:
                 raise ValueError(

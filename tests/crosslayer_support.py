@@ -7,12 +7,13 @@ from torch.nn.functional import normalize
 from training_support import CPU, DEFAULTS, DEVICE
 
 from transcoders.activations.layers import LayersReader, ordered_layers
-from transcoders.activations.reader import Batch
+from transcoders.activations.reader import Batch, ordered_batches
 from transcoders.activations.store import Store
 from transcoders.distributed.ranks import ALONE
 from transcoders.training.config import cross_layer_config_of
-from transcoders.training.crosslayer import measure_layers
+from transcoders.training.crosslayer import start_of_layers
 from transcoders.training.settings import TrainSettings, VariantSettings
+from transcoders.training.start import measure
 from transcoders.training.trainer import Job, Trainer
 
 WIDTH = 16
@@ -36,7 +37,8 @@ def cross_layer_trainer(stores, checkpoint, variant=None, ranks=ALONE, device=DE
     variant = VariantSettings(**({"reach": "all"} | (variant or {})))
     settings = TrainSettings(**(DEFAULTS | {"d_hidden": 32} | changes))
     batches = list(ordered_layers(stores, EVERYTHING, 10_000, CPU))
-    start = measure_layers(batches, WIDTH, 0)
+    statistics = [measure(list(ordered_batches(store, EVERYTHING, 10_000, CPU))) for store in stores]
+    start = start_of_layers(statistics, batches, 0)
     config = cross_layer_config_of(settings, variant, WIDTH, dict(enumerate(start.statistics)), {})
     reader = LayersReader(
         stores,

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from stages.common.paths import Run
+from stages.common.spans import LayersRun
 from transcoders.core.errors import UserError, line_on_files
 
 log = logging.getLogger("mtxplt")
@@ -50,3 +51,12 @@ def run_arguments(description: str | None) -> Run:
     parser.add_argument("layer", type=int)
     parser.add_argument("seed", type=int)
     return Run(**vars(parser.parse_args()))
+
+
+def layers_run_arguments(description: str | None) -> LayersRun:
+    """Read VARIANT SPAN SEED from the command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("variant", help="a key of variants in params.yaml, with reach")
+    parser.add_argument("span", help="layers of collect.layers, such as 0to17 or 3to5+9")
+    parser.add_argument("seed", type=int)
+    return LayersRun(**vars(parser.parse_args()))

@@ -22,6 +22,17 @@ class RunSettings(Settings):
     seeds: list[int] = Field(min_length=1)
 
 
+class LayersRunSettings(Settings):
+    """Which cross-layer transcoders to train: every variant over every span of layers with every seed."""
+
+    variants: list[Name]
+    spans: list[Annotated[str, Field(pattern=r"^[0-9]+(to[0-9]+)?(\+[0-9]+(to[0-9]+)?)*$")]]
+    """Layers of collect.layers: ``0to17``, or ``3to5+9``."""
+    seeds: list[int]
+    loss_tokens: int = Field(default=2048, gt=0)
+    """Test tokens run through the model with the MLPs of all layers replaced."""
+
+
 class StageParams(Settings):
     """The keys of params.yaml that decide one stage, which are the ``params`` of that stage in dvc.yaml.
 

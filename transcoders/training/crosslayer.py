@@ -10,11 +10,11 @@ from torch.nn.functional import normalize
 
 from transcoders import kernels
 from transcoders.activations.layers import LayersBatch
-from transcoders.activations.reader import Batch, LabelledBatch
+from transcoders.activations.reader import Batch
 from transcoders.dictionary.crosslayer.transcoder import CrossLayerTranscoder
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.training.sharing import Sharing
-from transcoders.training.start import SMALLEST_SCALE, Statistics, let_k_be_active_, measure
+from transcoders.training.start import SMALLEST_SCALE, Statistics, let_k_be_active_
 
 SAMPLE_TOKENS = 8192
 CHUNK = 1024
@@ -66,15 +66,10 @@ class CrossLayerStart(NamedTuple):
             )
 
 
-def measure_layers(batches: Sequence[LayersBatch], d_model: int, seed: int) -> CrossLayerStart:
-    """Return the start of training from the first tokens of the training documents."""
-    of_layers = []
-    for first in range(0, batches[0].x.shape[1], d_model):
-        columns = slice(first, first + d_model)
-        parts = [LabelledBatch(b.x[:, columns], b.y[:, columns], b.document, b.document) for b in batches]
-        of_layers.append(measure(parts))
+def start_of_layers(statistics: Sequence[Statistics], batches: Sequence[LayersBatch], seed: int) -> CrossLayerStart:
+    """Return the start of training from each layer's statistics and the first tokens of the training documents."""
     x, y = (torch.cat(parts)[:SAMPLE_TOKENS].cpu() for parts in zip(*((b.x, b.y) for b in batches), strict=True))
-    return CrossLayerStart(of_layers, Batch(x, y), seed)
+    return CrossLayerStart(statistics, Batch(x, y), seed)
 
 
 def _initialise_source_(

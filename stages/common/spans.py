@@ -1,0 +1,46 @@
+"""The runs of cross-layer transcoders, each of which spans some layers."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from transcoders.core.errors import UserError
+
+
+class LayersRun(NamedTuple):
+    """One cross-layer transcoder of the matrix: what it is called, and the folders that its stages write."""
+
+    variant: str
+    span: str
+    """The layers that it spans, such as ``0to17`` or ``3to5+9``."""
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The key of the run's stages, as in ``clt@clt-0to17-0``, and the name of its folders."""
+        return f"{self.variant}-{self.span}-{self.seed}"
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that ``span`` names, ascending.
+
+        Raises:
+            UserError: it is no span.
+        """
+        ranges = [part.partition("to") for part in self.span.split("+")]
+        try:
+            named = [n for first, _, last in ranges for n in range(int(first), int(last or first) + 1)]
+        except ValueError:
+            named = []
+        if not named or named != sorted(set(named)):
+            raise UserError(f"clt.spans: {self.span!r} names no ascending layers; write 0to17, or 3to5+9")
+        return named
+
+    @property
+    def model(self) -> Path:
+        """The trained transcoder, its history and its training metrics."""
+        return Path("models") / self.name
+
+    @property
+    def evaluation(self) -> Path:
+        """What stage `clt_evaluate` writes."""
+        return Path("data/clt") / self.name
