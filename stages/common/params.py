@@ -29,6 +29,8 @@ class LayersRunSettings(Settings):
     spans: list[Annotated[str, Field(pattern=r"^[0-9]+(to[0-9]+)?(\+[0-9]+(to[0-9]+)?)*$")]]
     """Layers of collect.layers: ``0to17``, or ``3to5+9``."""
     seeds: list[int]
+    tokens: int = Field(default=10_000, gt=0)
+    """Stored test tokens for the reconstruction of each layer."""
     loss_tokens: int = Field(default=2048, gt=0)
     """Test tokens run through the model with the MLPs of all layers replaced."""
 

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from transcoders.core.errors import UserError
 
+CLT_COMPARISON = Path("data/clt_compare")
+
 
 class LayersRun(NamedTuple):
     """One cross-layer transcoder of the matrix: what it is called, and the folders that its stages write."""
