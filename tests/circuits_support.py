@@ -10,6 +10,8 @@ from transformers import (
 
 from transcoders.circuits.settings import CircuitSettings
 from transcoders.dictionary.config import TranscoderConfig
+from transcoders.dictionary.crosslayer.config import CrossLayerConfig
+from transcoders.dictionary.crosslayer.transcoder import CrossLayerTranscoder
 from transcoders.dictionary.transcoder import Transcoder
 
 D_MODEL, LAYERS, VOCABULARY = 16, 4, 50
@@ -70,3 +72,43 @@ def random_transcoders(layers=range(LAYERS), d_model=D_MODEL, d_hidden=40, k=5, 
             model.threshold.data.abs_()
         result[layer] = model.requires_grad_(False)
     return result
+
+
+def random_cross_layer(layers=range(LAYERS), d_model=D_MODEL, d_hidden=40, k=5, seed=0, **config):
+    """Return a cross-layer transcoder whose layers have units of their own."""
+    model = zero_cross_layer(layers, d_model, d_hidden, k, **config)
+    torch.manual_seed(seed)
+    for name, value in model.named_parameters():
+        if not name.startswith("sources") or "b_dec" not in name:
+            torch.nn.init.normal_(value, std=0.3)
+        if "threshold" in name:
+            value.data.abs_()
+    return model.requires_grad_(False)
+
+
+def zero_cross_layer(layers=range(LAYERS), d_model=D_MODEL, d_hidden=40, k=5, **config):
+    units = {
+        "input_scales": tuple(1.7 + 0.1 * layer for layer in layers),
+        "output_scales": tuple(2.3 - 0.1 * layer for layer in layers),
+    }
+    sizes = {"layers": tuple(layers), "d_model": d_model, "d_hidden": d_hidden, "k": k}
+    return CrossLayerTranscoder(CrossLayerConfig(**(sizes | units | config)))
+
+
+def joined(singles):
+    """Return the cross-layer transcoder of these transcoders by layer, whose latents write to their own layer alone."""
+    first, d = next(iter(singles.values())).config, D_MODEL
+    units = {f"{side}_scales": (getattr(first, f"{side}_scale"),) * len(singles) for side in ("input", "output")}
+    config = {"encoder": first.encoder, "skip": first.skip, "k": first.k, **units}
+    model = zero_cross_layer(tuple(singles), d, first.d_hidden, **config).requires_grad_(False)
+    for place, (source, single) in enumerate(zip(model.sources, singles.values(), strict=True)):
+        for name, value in single.named_parameters():
+            if name == "W_dec":
+                source.W_dec[:, :d] = value
+            elif name == "b_dec":
+                model.b_dec[place * d : (place + 1) * d] = value
+            elif name == "W_skip":
+                model.W_skip[place] = value
+            else:
+                getattr(source, name).copy_(value)
+    return model

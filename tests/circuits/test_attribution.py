@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from circuits_support import LAYERS, SETTINGS, random_transcoders, tiny_gemma, tiny_llama
+from circuits_support import LAYERS, SETTINGS, random_cross_layer, random_transcoders, tiny_gemma, tiny_llama
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 from transformers.models.gemma3 import modeling_gemma3
@@ -23,9 +23,10 @@ def difference_of(frozen, first=3, second=9):
 
 @pytest.mark.parametrize("make", [tiny_gemma, tiny_llama])
 @pytest.mark.parametrize("config", [{}, {"skip": True}, {"encoder": "jumprelu"}])
-def test_effects_sum_to_every_pre_activation_and_to_the_logit_difference(make, config):
+@pytest.mark.parametrize("transcoders", [random_transcoders, random_cross_layer])
+def test_effects_sum_to_every_pre_activation_and_to_the_logit_difference(make, config, transcoders):
     parts = take_apart(make())
-    frozen = freeze(parts, random_transcoders(**config), TOKENS)
+    frozen = freeze(parts, transcoders(**config), TOKENS)
     graph = attribute(frozen, difference_of(frozen), SETTINGS)
     assert len(graph.rows) == len(graph.layer) > 20
     torch.testing.assert_close(graph.effects.sum(1) + graph.constant, graph.target, rtol=1e-9, atol=1e-9)
@@ -34,16 +35,18 @@ def test_effects_sum_to_every_pre_activation_and_to_the_logit_difference(make, c
     assert float(graph.target[0]) == pytest.approx(float(logits[3] - logits[9]), rel=1e-5)
 
 
-def test_layers_without_a_transcoder_are_errors():
+@pytest.mark.parametrize("transcoders", [random_transcoders, random_cross_layer])
+def test_layers_without_a_transcoder_are_errors(transcoders):
     parts = take_apart(tiny_gemma())
-    frozen = freeze(parts, random_transcoders([1, 3]), TOKENS)
+    frozen = freeze(parts, transcoders([1, 3]), TOKENS)
     graph = attribute(frozen, difference_of(frozen), SETTINGS)
     assert set(graph.layer.tolist()) == {1, 3}
     assert float(graph.sum_errors().max()) < 1e-9
 
 
-def test_nothing_acts_on_what_comes_before_it():
-    frozen = freeze(take_apart(tiny_gemma()), random_transcoders(), TOKENS)
+@pytest.mark.parametrize("transcoders", [random_transcoders, random_cross_layer])
+def test_nothing_acts_on_what_comes_before_it(transcoders):
+    frozen = freeze(take_apart(tiny_gemma()), transcoders(), TOKENS)
     graph = attribute(frozen, difference_of(frozen), SETTINGS)
     among_latents = graph.effects[graph.latent_rows, : len(graph.layer)]
     later = graph.layer >= graph.layer[graph.rows][:, None]
@@ -68,9 +71,10 @@ def frozen_norms_and_attention(monkeypatch):
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_effects_are_gradients_of_the_linearised_model(skip, frozen_norms_and_attention):
+@pytest.mark.parametrize("make", [random_transcoders, random_cross_layer])
+def test_effects_are_gradients_of_the_linearised_model(skip, make, frozen_norms_and_attention):
     """Through the library's own forward pass and autograd, not through anything of ours."""
-    model, transcoders = tiny_gemma(), random_transcoders(skip=skip)
+    model, transcoders = tiny_gemma(), make(skip=skip)
     parts = take_apart(model)
     frozen = freeze(parts, transcoders, TOKENS)
     graph = attribute(frozen, difference_of(frozen), SETTINGS)
@@ -85,7 +89,9 @@ def test_effects_are_gradients_of_the_linearised_model(skip, frozen_norms_and_at
         def replace(x):
             site = frozen.steps[layer].site
             seen[layer] = (x[0, site.position] * site.encoder).sum(1) + site.encoder_bias
-            y = site.bias.index_add(0, site.position, latents[layer][:, None] * site.decoder)
+            y = site.bias
+            for number, writes in frozen.sites_of(layer):
+                y = y.index_add(0, writes.position, latents[number][:, None] * writes.decoder(layer))
             if skip:
                 y = y + x[0] @ site.skip.T
             return (y + errors[layer])[None]

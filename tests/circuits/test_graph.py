@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from circuits_support import SETTINGS, random_transcoders, tiny_gemma, tiny_llama
+from circuits_support import SETTINGS, random_cross_layer, random_transcoders, tiny_gemma, tiny_llama
 from test_attribution import TOKENS, difference_of
 
 from transcoders.circuits.attribution import Targets, attribute, difference
 from transcoders.circuits.frozen import freeze
-from transcoders.circuits.graph import Output, influence, prune, scores
+from transcoders.circuits.graph import Output, influence, path_length, prune, scores
 from transcoders.circuits.parts import load_parts, take_apart
 from transcoders.core.errors import UserError
 from transcoders.dictionary.config import TranscoderConfig
@@ -21,14 +21,30 @@ def graph():
     return attribute(frozen, difference_of(frozen), SETTINGS)
 
 
-def test_influence_is_the_geometric_series(graph):
+def adjacency(graph):
     columns = graph.effects.shape[1]
     A = torch.zeros(columns + 1, columns + 1, dtype=torch.float64)  # the output is the last node
     A[-1, :-1] = graph.effects[0]
     A[graph.rows, :-1] = graph.effects[graph.latent_rows]
-    A = A.abs() / A.abs().sum(1, keepdim=True).clamp(min=1e-20)
+    return A.abs() / A.abs().sum(1, keepdim=True).clamp(min=1e-20)
+
+
+def test_influence_is_the_geometric_series(graph):
+    A, columns = adjacency(graph), graph.effects.shape[1]
     series = torch.linalg.inv(torch.eye(columns + 1, dtype=torch.float64) - A)
     torch.testing.assert_close(influence(graph), series[-1, :-1])
+
+
+def test_path_length_is_the_mean_number_of_edges(graph):
+    A = adjacency(graph)
+    powers = [torch.linalg.matrix_power(A, n)[-1, :-1][graph.embeddings].sum() for n in range(1, 7)]
+    expected = sum(n * power for n, power in enumerate(powers, 1)) / sum(powers)
+    assert path_length(graph) == pytest.approx(float(expected))
+    assert float(powers[5]) == 0, "an output is at most four latents and an edge from a token"
+    assert 1 < path_length(graph) < 5
+    direct = graph.effects.clone()
+    direct[0, : graph.embeddings.start] = 0
+    assert path_length(graph._replace(effects=direct)) == 1
 
 
 def test_pruning_keeps_the_share_of_influence_asked_for(graph):
@@ -152,8 +168,11 @@ def real(gemma):
     return parts, tokenizer, transcoders
 
 
-def test_on_the_real_model_effects_sum_to_the_logit_difference(real):
+@pytest.mark.parametrize("crosslayer", [False, True])
+def test_on_the_real_model_effects_sum_to_the_logit_difference(real, crosslayer):
     parts, tokenizer, transcoders = real
+    if crosslayer:
+        transcoders = random_cross_layer(range(18), d_model=640, d_hidden=256, k=6)
     tokens = torch.tensor(tokenizer("The Eiffel Tower is located in the city of")["input_ids"])
     frozen = freeze(parts, transcoders, tokens)
     targets = difference(frozen, tokenizer, " Paris", " London")

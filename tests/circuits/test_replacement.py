@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from circuits_support import LAYERS, SETTINGS, random_transcoders, tiny_gemma
+from circuits_support import LAYERS, SETTINGS, random_cross_layer, random_transcoders, tiny_gemma
 from test_attribution import TOKENS, difference_of
 
 from transcoders.circuits.attribution import attribute
@@ -15,9 +15,9 @@ from transcoders.circuits.replacement import replaced_losses, run_with_latents
 from transcoders.evaluation.loss import context_batches
 
 
-@pytest.fixture(scope="module")
-def traced():
-    frozen = freeze(take_apart(tiny_gemma()), random_transcoders(skip=True), TOKENS)
+@pytest.fixture(scope="module", params=[random_transcoders, random_cross_layer])
+def traced(request):
+    frozen = freeze(take_apart(tiny_gemma()), request.param(skip=True), TOKENS)
     targets = difference_of(frozen)
     return frozen, targets, attribute(frozen, targets, SETTINGS)
 
@@ -33,13 +33,18 @@ def test_all_latents_with_errors_give_the_clean_output(traced):
 def linear_run(frozen, direction, mask):
     """The linear model forwards, layer by layer, with some latents missing."""
     r, counts = frozen.embedding, [len(step.site.latent) for step in frozen.steps]
-    for step, layer, part in zip(frozen.steps, frozen.parts.layers, mask.split(counts), strict=True):
+    written = {}
+    layers = zip(frozen.steps, frozen.parts.layers, mask.split(counts), strict=True)
+    for number, (step, layer, part) in enumerate(layers):
         v = ((r * step.attention_in) @ layer.W_v.T).view(len(r), 2, 6).repeat_interleave(2, 1)
         mixed = torch.stack([step.pattern[h] @ v[:, h] for h in range(4)], 1).flatten(1)
         r = r + mixed @ layer.W_o.T * step.attention_out
         x, site = r * step.mlp_in, step.site
         values = ((x[site.position] * site.encoder).sum(1) + site.encoder_bias) * part
-        y = site.bias.index_add(0, site.position, values[:, None] * site.decoder)
+        written[number] = values
+        y = site.bias
+        for source, writes in frozen.sites_of(number):
+            y = y.index_add(0, writes.position, written[source][:, None] * writes.decoder(number))
         y[1:] += x[1:] @ site.skip.T
         r = r + y + step.error
     return r[-1] * frozen.final @ direction
@@ -72,13 +77,17 @@ def test_the_size_is_where_faithfulness_stays():
     assert measured.size_at(0.95) == 8
 
 
-def test_the_loss_with_errors_is_the_clean_one():
-    parts = take_apart(tiny_gemma().float())
-    transcoders = random_transcoders()
+def losses_of(transcoders):
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(3, 50, (n,), generator=generator).numpy() for n in (9, 6, 12)]
     means = {n: torch.zeros(16) for n in range(LAYERS)}
-    losses = replaced_losses(parts, transcoders, means, context_batches(rows, np.arange(3), 1000), 3)
+    batches = context_batches(rows, np.arange(3), 1000)
+    return replaced_losses(take_apart(tiny_gemma().float()), transcoders, means, batches, 3)
+
+
+@pytest.mark.parametrize("make", [random_transcoders, random_cross_layer])
+def test_the_loss_with_errors_is_the_clean_one(make):
+    losses = losses_of(make())
     np.testing.assert_allclose(losses.ce["with_errors"], losses.ce_clean, rtol=1e-5)
     assert float(losses.kl["with_errors"].abs().max()) < 1e-4
     np.testing.assert_allclose(losses.ce["mean"], losses.ce["zero"], rtol=1e-6)

@@ -107,10 +107,13 @@ def _trace_latents_(effects: Tensor, constant: Tensor, graph: Graph, frozen: Fro
     _trace_(effects, constant, graph, frozen, number - 1, attend_back(step, frozen.parts.layers[number], G))
 
 
-def _trace_(effects: Tensor, constant: Tensor, graph: Graph, frozen: Frozen, number: int, G: Tensor) -> None:
-    """Add the effects of every source up to layer ``number`` on the targets whose gradient there is ``G``."""
+def _trace_(effects: Tensor, constant: Tensor, graph: Graph, frozen: Frozen, highest: int, G: Tensor) -> None:
+    """Add the effects of every source up to layer ``highest`` on the targets whose gradient there is ``G``.
+
+    A latent acts through each output up to there that it writes to, so its effect is a sum over these.
+    """
     tokens = len(frozen.tokens)
-    for below, gradient in walk_back(frozen, number, G):
+    for below, gradient in walk_back(frozen, highest, G):
         to = len(gradient)
         if below < 0:
             start = graph.embeddings.start
@@ -121,7 +124,8 @@ def _trace_(effects: Tensor, constant: Tensor, graph: Graph, frozen: Frozen, num
         effects[:, start : start + to] = torch.einsum("tbd,td->bt", gradient, step.error[:to])
         if step.site is not None:
             constant += torch.einsum("tbd,td->b", gradient, step.site.bias[:to])
-            per_unit = torch.bmm(gradient, step.site.padded_decoder[:to].mT)
-            per_latent = per_unit.transpose(1, 2)[step.site.occupied[:to]]
-            start, count = int((graph.layer < below).sum()), len(per_latent)
-            effects[:, start : start + count] = (per_latent * step.site.value[:count, None]).T
+        for number, site in frozen.sites_of(below):
+            per_unit = torch.bmm(gradient, site.padded_decoders[below][:to].mT)
+            per_latent = per_unit.transpose(1, 2)[site.occupied[:to]]
+            start, count = int((graph.layer < number).sum()), len(per_latent)
+            effects[:, start : start + count] += (per_latent * site.value[:count, None]).T

@@ -5,7 +5,6 @@ residual stream alone, is ``encoder · gain · decoder`` times what depends on t
 value, the norm's scale).
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from transcoders.circuits.parts import ModelParts
-from transcoders.dictionary.transcoder import Transcoder
+from transcoders.circuits.writers import Transcoders, Writer, writers_of
 
 
 class Connections(NamedTuple):
@@ -25,25 +24,32 @@ class Connections(NamedTuple):
 
 
 def virtual_weights(
-    parts: ModelParts, source: Transcoder, target: Transcoder, target_layer: int
+    parts: ModelParts, source: Writer, target: Writer, target_layer: int
 ) -> Float[Tensor, "targets sources"]:
-    """Return each target latent's pre-activation per unit of each source latent, at a normalised state of length √d."""
-    gain = parts.layers[target_layer].mlp_norm.gain.to(target.W_enc.dtype)
-    weights: Tensor = (target.W_enc * gain) @ source.W_dec.T
-    return weights * (source.config.output_scale / target.config.input_scale)
+    """Return each target latent's pre-activation per unit of each source latent, at a normalised state of length √d.
+
+    A source latent's decoders for all layers before the target's add up.
+    """
+    encoder = target.latents.W_enc
+    gain = parts.layers[target_layer].mlp_norm.gain.to(encoder.dtype)
+    decoders = zip(source.decoders().items(), source.output_scales, strict=True)
+    written = [rows * (scale / source.output_scale) for (layer, rows), scale in decoders if layer < target_layer]
+    weights: Tensor = (encoder * gain) @ torch.stack(written).sum(0).T
+    return weights * (source.output_scale / target.input_scale)
 
 
-def strongest(parts: ModelParts, transcoders: Mapping[int, Transcoder], target_layer: int, count: int) -> Connections:
+def strongest(parts: ModelParts, transcoders: Transcoders, target_layer: int, count: int) -> Connections:
     """Return the ``count`` strongest connections into each latent of ``target_layer`` from all earlier layers.
 
     One pair of layers is in memory at a time.
     """
-    target = transcoders[target_layer]
-    rows = target.config.d_hidden
-    layer = torch.zeros(rows, 0, dtype=torch.long, device=target.W_enc.device)
-    latent, weight = layer.clone(), target.W_enc.new_zeros(rows, 0)
-    for number in sorted(n for n in transcoders if n < target_layer):
-        weights = virtual_weights(parts, transcoders[number], target, target_layer)
+    writers = writers_of(transcoders)
+    target = writers[target_layer]
+    encoder = target.latents.W_enc
+    layer = torch.zeros(len(encoder), 0, dtype=torch.long, device=encoder.device)
+    latent, weight = layer.clone(), encoder.new_zeros(len(encoder), 0)
+    for number in [number for number in writers if number < target_layer]:
+        weights = virtual_weights(parts, writers[number], target, target_layer)
         best = weights.abs().topk(min(count, weights.shape[1]), dim=1).indices
         layer = torch.cat([layer, torch.full_like(best, number)], 1)
         latent, weight = torch.cat([latent, best], 1), torch.cat([weight, weights.gather(1, best)], 1)

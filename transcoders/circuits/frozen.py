@@ -2,7 +2,7 @@
 
 What is left between the MLPs is linear in the residual stream. Every MLP's output is written as active
 latents times decoder rows, a skip path that is linear too, the decoder's bias, and an error that makes up
-for what the transcoder misses.
+for what the transcoder misses. Latents of a cross-layer transcoder are in the outputs of several MLPs.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from transcoders.circuits.parts import Layer, ModelParts
+from transcoders.circuits.writers import Transcoders, Waiting, Writer, writers_of
 from transcoders.core.errors import UserError
-from transcoders.dictionary.transcoder import Transcoder
 
 REPLAY_TOLERANCE = 1e-3
 
@@ -28,14 +28,18 @@ class Site(NamedTuple):
     encoder: Float[Tensor, "active d_model"]
     """How x at its position enters a latent's pre-activation."""
     encoder_bias: Float[Tensor, "active"]
-    decoder: Float[Tensor, "active d_model"]
     occupied: Bool[Tensor, "tokens most"]
     """The places of the padded rows that are latents, row by row in the order above."""
-    padded_decoder: Float[Tensor, "tokens most d_model"]
+    padded_decoders: dict[int, Float[Tensor, "tokens most d_model"]]
+    """By layer whose y the latents write to."""
     bias: Float[Tensor, "tokens d_model"]
     """The decoder's bias; 0 at BOS, which has no latents."""
     skip: Float[Tensor, "d_model d_model"] | None
     """``y += x skip^T`` at every position but BOS."""
+
+    def decoder(self, target: int) -> Float[Tensor, "active d_model"]:
+        """Return what each latent writes to the y of layer ``target``, per unit of its value."""
+        return self.padded_decoders[target][self.occupied]
 
 
 class Step(NamedTuple):
@@ -63,10 +67,15 @@ class Frozen(NamedTuple):
     last: Float[Tensor, "d_model"]
     """The last position's normalised state, which the head makes logits of."""
 
+    def sites_of(self, target: int) -> list[tuple[int, Site]]:
+        """Return the sites whose latents write to the y of layer ``target``, with the layers that they read."""
+        sites = [(number, step.site) for number, step in enumerate(self.steps[: target + 1])]
+        return [(number, site) for number, site in sites if site is not None and target in site.padded_decoders]
+
 
 @torch.no_grad()
-def freeze(parts: ModelParts, transcoders: Mapping[int, Transcoder], tokens: Int[Tensor, "tokens"]) -> Frozen:
-    """Run ``tokens`` (BOS first) and linearise the model there, with ``transcoders`` by layer.
+def freeze(parts: ModelParts, transcoders: Transcoders, tokens: Int[Tensor, "tokens"]) -> Frozen:
+    """Run ``tokens`` (BOS first) and linearise the model there, with ``transcoders`` in place of MLPs.
 
     The run is repeated here step by step with the model's own attention patterns, so that the linear
     model is exact in the dtype of the model.
@@ -74,11 +83,13 @@ def freeze(parts: ModelParts, transcoders: Mapping[int, Transcoder], tokens: Int
     Raises:
         UserError: a transcoder does not fit, or the model is not what this module takes it for.
     """
-    _check(parts, transcoders)
+    writers = writers_of(transcoders)
+    _check(parts, writers)
     tokens = tokens.to(parts.device)
     out = parts.model(tokens[None], output_attentions=True, use_cache=False)
     r = embedding = parts.model.get_input_embeddings()(tokens[None])[0]
-    steps = []
+    steps: list[Step] = []
+    waiting = Waiting()
     for number, (layer, pattern) in enumerate(zip(parts.layers, out.attentions, strict=True)):
         attention_in = layer.attention_norm.scale(r)
         added = _attend(layer, pattern[0].to(r), r * attention_in)
@@ -88,8 +99,8 @@ def freeze(parts: ModelParts, transcoders: Mapping[int, Transcoder], tokens: Int
         mlp_in = layer.mlp_norm.scale(r)
         x = r * mlp_in
         y = _mlp(layer, x)
-        site = _site(transcoders[number], x) if number in transcoders else None
-        error = y if site is None else y - reconstruction(site, x)
+        site = _site(writers[number], x) if number in writers else None
+        error = y if site is None else y - _reconstruction(number, site, x, waiting)
         steps.append(Step(attention_in, pattern[0].to(r), attention_out, mlp_in, y, error, site))
         r = r + y
     final = parts.final_norm.scale(r[-1])
@@ -98,12 +109,20 @@ def freeze(parts: ModelParts, transcoders: Mapping[int, Transcoder], tokens: Int
     return Frozen(parts, tokens, embedding, steps, final, last)
 
 
-def reconstruction(site: Site, x: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens d_model"]:
-    """Return the transcoder's y of the active latents as they are; 0 at BOS."""
-    y = site.bias.index_add(0, site.position, site.value[:, None] * site.decoder)
+def _reconstruction(
+    number: int, site: Site, x: Float[Tensor, "tokens d_model"], waiting: Waiting
+) -> Float[Tensor, "tokens d_model"]:
+    """Return the transcoder's y of a layer of the active latents as they are; 0 at BOS."""
+    y = site.bias
+    for target in site.padded_decoders:
+        part = site.value[:, None] * site.decoder(target)
+        if target == number:
+            y = y.index_add(0, site.position, part)
+        else:
+            waiting.add_(target, torch.zeros_like(y).index_add(0, site.position, part))
     if site.skip is not None:
         y[1:] += x[1:] @ site.skip.T
-    return y
+    return waiting.add_to(number, y)
 
 
 def _attend(layer: Layer, pattern: Tensor, normed: Tensor) -> Tensor:
@@ -151,37 +170,38 @@ def _mlp(layer: Layer, x: Tensor) -> Tensor:
     return (y if layer.mlp_out is layer.mlp else layer.mlp_out(y))[0]
 
 
-def _site(model: Transcoder, x: Float[Tensor, "tokens d_model"]) -> Site:
-    config = model.config
-    latents = model.encode(x[1:].to(model.W_enc.dtype))
+def _site(writer: Writer, x: Float[Tensor, "tokens d_model"]) -> Site:
+    model = writer.latents
+    latents = writer.encode(x[1:].to(model.W_enc.dtype))
     fired = latents.values > 0
     position, latent = latents.rows()[fired] + 1, latents.indices[fired].long()
-    encoder = model.W_enc.detach()[latent].to(x) / config.input_scale
+    encoder = model.W_enc.detach()[latent].to(x) / writer.input_scale
     bias = model.b_enc.detach()[latent].to(x)
-    decoder = model.W_dec.detach()[latent].to(x) * config.output_scale
     # Recomputed, so that sums are exact in the dtype of x; an active latent is its pre-activation.
     value = (x[position] * encoder).sum(1) + bias
     counts = torch.bincount(position, minlength=len(x))
     occupied = torch.arange(int(counts.max()), device=x.device) < counts[:, None]
-    padded = x.new_zeros(*occupied.shape, decoder.shape[1])
-    padded[occupied] = decoder
-    b_dec = (model.b_dec.detach().to(x) * config.output_scale).expand(len(x), -1).clone()
+    padded = {}
+    for (target, rows), output_scale in zip(writer.decoders().items(), writer.output_scales, strict=True):
+        padded[target] = x.new_zeros(*occupied.shape, writer.width)
+        padded[target][occupied] = rows[latent].to(x) * output_scale
+    b_dec = (writer.b_dec.detach().to(x) * writer.output_scale).expand(len(x), -1).clone()
     b_dec[0] = 0
-    scale = config.output_scale / config.input_scale
-    skip = model.W_skip.detach().to(x) * scale if config.skip else None
-    return Site(position, latent, value, encoder, bias, decoder, occupied, padded, b_dec, skip)
+    scale = writer.output_scale / writer.input_scale
+    skip = None if writer.W_skip is None else writer.W_skip.detach().to(x) * scale
+    return Site(position, latent, value, encoder, bias, occupied, padded, b_dec, skip)
 
 
-def _check(parts: ModelParts, transcoders: Mapping[int, Transcoder]) -> None:
-    if not transcoders:
+def _check(parts: ModelParts, writers: Mapping[int, Writer]) -> None:
+    if not writers:
         raise UserError("transcoders: there is none, so all MLPs would be errors; give one for at least one layer")
-    for number, model in transcoders.items():
+    for number, writer in writers.items():
         if not 0 <= number < len(parts.layers):
             raise UserError(f"a transcoder is for layer {number}; this model has layers 0 to {len(parts.layers) - 1}")
-        width = parts.final_norm.gain.shape[0]
-        if (model.config.d_in, model.config.d_out) != (width, width):
+        width, d_in = parts.final_norm.gain.shape[0], writer.latents.config.d_in
+        if (d_in, writer.width) != (width, width):
             raise UserError(
-                f"the transcoder of layer {number} maps {model.config.d_in} to {model.config.d_out} dimensions, "
+                f"the transcoder of layer {number} maps {d_in} to {writer.width} dimensions, "
                 f"the model has {width}: it was trained on another model"
             )
 

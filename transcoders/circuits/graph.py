@@ -5,6 +5,7 @@ outputs, then the traced latents. Definitions of influence, pruning and the two 
 Ameisen et al. 2025, "Circuit Tracing", appendix on graph pruning.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -91,14 +92,33 @@ def influence(graph: Graph, effects: Float[Tensor, "targets sources"] | None = N
     It ends: an effect always goes to a later layer.
     """
     effects = graph.effects if effects is None else effects
+    total = effects.new_zeros(effects.shape[1])
+    for arrived in _by_edges(graph, effects):
+        total += arrived
+    return total
+
+
+def path_length(graph: Graph) -> float:
+    """Return the mean number of edges of the paths from token embeddings to outputs, weighted by their influence.
+
+    A path's influence is the product of the normalised |effects| along it, times its output's weight, so that all
+    paths together carry the influence of the embeddings. Paths that begin at errors do not count, and none goes through
+    a latent that was not traced. After Ameisen et al. 2025, "Circuit Tracing", where cross-layer transcoders had
+    shorter paths than those of one layer each. NaN where no path leads from a token to an output.
+    """
+    carried = torch.stack([arrived[graph.embeddings].sum() for arrived in _by_edges(graph, graph.effects)])
+    edges = torch.arange(1, len(carried) + 1).to(carried)
+    return float((edges * carried).sum() / carried.sum())
+
+
+def _by_edges(graph: Graph, effects: Float[Tensor, "targets sources"]) -> Iterator[Float[Tensor, "sources"]]:
+    """Yield the influence of every source over the paths of one edge, then over those of two, and so on."""
     norm = effects.abs().sum(1).clamp(min=1e-20)
     step = torch.cat([graph.output_weights, effects.new_zeros(len(graph.rows))])
-    total = effects.new_zeros(effects.shape[1])
     while step.any():
         arrived = _times_absolute(step / norm, effects)
-        total += arrived
+        yield arrived
         step = torch.cat([torch.zeros_like(graph.output_weights), arrived[graph.rows]])
-    return total
 
 
 def _times_absolute(weights: Tensor, effects: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
-from transcoders.circuits.frozen import Frozen, Step
+from transcoders.circuits.frozen import Frozen
 from transcoders.circuits.parts import ModelParts, Replacement, replaced
+from transcoders.circuits.writers import Transcoders, Waiting, replacements_of
 from transcoders.core.files import rounded
-from transcoders.dictionary.transcoder import Transcoder
 from transcoders.evaluation.likelihood import compare, reference
 from transcoders.evaluation.loss import ContextBatch, ModelLosses, loss_metrics, no_losses
 from transcoders.evaluation.settings import EvaluateSettings
@@ -30,7 +30,7 @@ def replaced_metrics(losses: ModelLosses, layers: int, settings: EvaluateSetting
 @torch.inference_mode()
 def replaced_losses(
     parts: ModelParts,
-    transcoders: Mapping[int, Transcoder],
+    transcoders: Transcoders,
     means: Mapping[int, Float[Tensor, "d_model"]],
     batches: list[ContextBatch],
     documents: int,
@@ -41,21 +41,21 @@ def replaced_losses(
     the clean loss must come out. ``zero``, ``mean``: by constants.
     """
     losses = no_losses(["replaced", "with_errors", "zero", "mean"], documents)
-    body = parts.model.base_model
+    body, ways = parts.model.base_model, replacements_of(transcoders)
     with tqdm(desc="all MLPs replaced", total=sum(batch.size for batch in batches), unit="tok") as bar:
         for batch in batches:
             tokens, predicted = batch.tokens.to(parts.device), batch.mask[:, 1:].to(parts.device)
 
-            def final(ways: Mapping[int, Replacement], tokens: Tensor = tokens, mask: Tensor = predicted) -> Tensor:
-                with replaced(parts, ways):
+            def final(by: Mapping[int, Replacement], tokens: Tensor = tokens, mask: Tensor = predicted) -> Tensor:
+                with replaced(parts, by):
                     return body(tokens, use_cache=False).last_hidden_state[:, :-1][mask]
 
-            clean, errors = _clean_run(parts, transcoders, tokens)
+            clean, errors = _clean_run(parts, ways, tokens)
             states = {
-                "replaced": final(transcoders),
-                "with_errors": final({n: _plus(model, errors[n]) for n, model in transcoders.items()}),
-                "zero": final(dict.fromkeys(transcoders, torch.zeros_like)),
-                "mean": final({n: _constant(means[n]) for n in transcoders}),
+                "replaced": final(ways),
+                "with_errors": final({n: _plus(replace, errors[n]) for n, replace in ways.items()}),
+                "zero": final(dict.fromkeys(ways, torch.zeros_like)),
+                "mean": final({n: _constant(means[n]) for n in ways}),
             }
             predictions = reference(parts.head, clean[:, :-1][predicted], tokens[:, 1:][predicted])
             losses.add_clean_(predictions.ce, batch)
@@ -65,16 +65,14 @@ def replaced_losses(
     return losses
 
 
-def _clean_run(
-    parts: ModelParts, transcoders: Mapping[int, Transcoder], tokens: Tensor
-) -> tuple[Tensor, dict[int, Tensor]]:
-    """Return the final states of the untouched model, and what each transcoder misses of its MLP's output there."""
+def _clean_run(parts: ModelParts, ways: Mapping[int, Replacement], tokens: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+    """Return the final states of the untouched model, and what ``ways`` miss of each MLP's output there."""
     predictions: dict[int, Tensor] = {}
     errors: dict[int, Tensor] = {}
 
     def predict(number: int) -> Any:
         def hook(module: Any, arguments: Any, x: Tensor) -> None:
-            predictions[number] = transcoders[number](x)
+            predictions[number] = ways[number](x)
 
         return hook
 
@@ -85,15 +83,15 @@ def _clean_run(
         return hook
 
     with ExitStack() as stack:
-        for number in transcoders:
+        for number in ways:
             layer = parts.layers[number]
             stack.callback(layer.mlp_in.register_forward_hook(predict(number)).remove)
             stack.callback(layer.mlp_out.register_forward_hook(subtract(number)).remove)
         return parts.model.base_model(tokens, use_cache=False).last_hidden_state, errors
 
 
-def _plus(model: Transcoder, error: Tensor) -> Replacement:
-    return lambda x: model(x) + error
+def _plus(replace: Replacement, error: Tensor) -> Replacement:
+    return lambda x: replace(x) + error
 
 
 def _constant(value: Tensor) -> Replacement:
@@ -111,8 +109,8 @@ def run_with_latents(
     counts = [0 if step.site is None else len(step.site.latent) for step in frozen.steps]
     outputs = []
     for cases in present.split(CASES_PER_BATCH):
-        masks = cases.split(counts, dim=1)
-        ways = {n: _with_latents(step, part) for n, (step, part) in enumerate(zip(frozen.steps, masks, strict=True))}
+        masks, waiting = cases.split(counts, dim=1), Waiting()
+        ways = {n: _with_latents(frozen, n, part, waiting) for n, part in enumerate(masks)}
         with replaced(frozen.parts, ways):
             tokens = frozen.tokens.expand(len(cases), -1)
             states = frozen.parts.model.base_model(tokens, use_cache=False).last_hidden_state
@@ -120,7 +118,8 @@ def run_with_latents(
     return torch.cat(outputs)
 
 
-def _with_latents(step: Step, present: Bool[Tensor, "cases active"]) -> Replacement:
+def _with_latents(frozen: Frozen, number: int, present: Bool[Tensor, "cases active"], waiting: Waiting) -> Replacement:
+    step = frozen.steps[number]
     site = step.site
 
     def replace(x: Tensor) -> Tensor:
@@ -128,7 +127,13 @@ def _with_latents(step: Step, present: Bool[Tensor, "cases active"]) -> Replacem
             return step.error.expand_as(x)
         values = torch.relu((x[:, site.position] * site.encoder).sum(-1) + site.encoder_bias) * present
         y = (step.error + site.bias).expand_as(x).clone()
-        y.index_add_(1, site.position, values[..., None] * site.decoder)
+        for target in site.padded_decoders:
+            part = values[..., None] * site.decoder(target)
+            if target == number:
+                y.index_add_(1, site.position, part)
+            else:
+                waiting.add_(target, torch.zeros_like(x).index_add(1, site.position, part))
+        y = waiting.add_to(number, y)
         return y if site.skip is None else y + x @ site.skip.T
 
     return replace

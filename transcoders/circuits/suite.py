@@ -9,15 +9,17 @@ import torch
 from transcoders.circuits.attribution import attribute, difference
 from transcoders.circuits.faithfulness import Curves, curves
 from transcoders.circuits.frozen import freeze
-from transcoders.circuits.graph import Graph, Pruned, prune, scores
+from transcoders.circuits.graph import Graph, Pruned, path_length, prune, scores
 from transcoders.circuits.pages import graph_page
 from transcoders.circuits.parts import ModelParts, load_parts, replaced
 from transcoders.circuits.prompts import Prompt
 from transcoders.circuits.replacement import run_with_latents
 from transcoders.circuits.settings import CircuitSettings
 from transcoders.circuits.viewer import Labels
+from transcoders.circuits.writers import Transcoders, replacements_of, writers_of
 from transcoders.core.devices import resolve_device
 from transcoders.core.errors import UserError
+from transcoders.dictionary.crosslayer.transcoder import CrossLayerTranscoder
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.language.model import load_tokenizer
 from transcoders.language.tokens import check_room, recorded_start, text_ids
@@ -27,6 +29,7 @@ FACTS = (
     "completeness_error",
     "completeness",
     "replacement",
+    "path_length",
     "graph_latents",
     "graph_errors",
     "graph_edges",
@@ -65,7 +68,7 @@ def trace(
     text: str,
     answer: str,
     foil: str,
-    transcoders: Mapping[int, Transcoder | str | Path],
+    transcoders: CrossLayerTranscoder | Mapping[int, Transcoder | str | Path],
     model: str | Path = "data/model",
     settings: CircuitSettings | None = None,
     device: str = "cpu",
@@ -77,8 +80,8 @@ def trace(
         answer: A continuation of the text, with its space, such as ``" Paris"``: its first token counts.
         foil: Another continuation: what is traced is the difference of the two logits.
         transcoders: By layer, a transcoder on ``device`` (``transcoders.load`` reads anybody's) or the folder of one
-            of ours. The MLPs of other layers are errors as a whole: their outputs are taken as they are, and the
-            causes of these are not traced.
+            of ours; or a cross-layer transcoder on ``device``. The MLPs of other layers are errors as a whole: their
+            outputs are taken as they are, and the causes of these are not traced.
         model: The folder of the language model, as stage `model` writes it.
         settings: How much of the graph is traced and kept (``circuits`` in params.yaml); None takes the defaults.
         device: Where to compute: auto, cpu, cuda or cuda:N.
@@ -87,22 +90,21 @@ def trace(
         The graph, what pruning left of it, faithfulness curves, and metrics (docs/circuits.md explains them).
 
     Raises:
-        UserError: a text is empty, answer and foil begin with the same token, a transcoder does not fit the model,
-            or the model's layers are not like Gemma's or Llama's.
+        UserError: a text is empty, answer and foil begin with the same token, a transcoder does not fit the model or
+            chooses latents over all layers at once, or the model's layers are not like Gemma's or Llama's.
     """
     empty = [name for name, value in (("text", text), ("answer", answer), ("foil", foil)) if not value]
     if empty:
         raise UserError(f"{empty[0]}: is empty; trace() needs a text, an answer and a foil")
     where = resolve_device(device)
-    loaded = {n: t if isinstance(t, Transcoder) else Transcoder.load(t, where) for n, t in transcoders.items()}
     prompt = Prompt(name="prompt", task="any", text=text, answer=answer, foil=foil)
     parts, tokenizer = load_parts(Path(model), where), load_tokenizer(Path(model))
-    return trace_prompt(parts, loaded, tokenizer, prompt, settings or CircuitSettings())
+    return trace_prompt(parts, _loaded(transcoders, where), tokenizer, prompt, settings or CircuitSettings())
 
 
 def trace_prompt(
     parts: ModelParts,
-    transcoders: Mapping[int, Transcoder],
+    transcoders: Transcoders,
     tokenizer: Any,
     prompt: Prompt,
     settings: CircuitSettings,
@@ -116,7 +118,7 @@ def trace_prompt(
     graph = attribute(frozen, targets, settings)
     pruned = prune(graph, settings.node_threshold, settings.edge_threshold)
     measured = curves(frozen, targets.directions, graph, settings.seed)
-    with torch.inference_mode(), replaced(parts, transcoders):
+    with torch.inference_mode(), replaced(parts, replacements_of(transcoders)):
         states = parts.model.base_model(frozen.tokens[None], use_cache=False).last_hidden_state
     without_errors = float(states[0, -1] @ targets.directions[0])
     latents = pruned.nodes[: graph.errors.start]
@@ -125,9 +127,17 @@ def trace_prompt(
     return Traced(prompt, words, graph, pruned, measured, metrics)
 
 
-def _start(tokenizer: Any, transcoders: Mapping[int, Transcoder]) -> list[int]:
+def _loaded(
+    transcoders: CrossLayerTranscoder | Mapping[int, Transcoder | str | Path], device: torch.device
+) -> Transcoders:
+    if isinstance(transcoders, CrossLayerTranscoder):
+        return transcoders
+    return {n: t if isinstance(t, Transcoder) else Transcoder.load(t, device) for n, t in transcoders.items()}
+
+
+def _start(tokenizer: Any, transcoders: Transcoders) -> list[int]:
     """Return what the contexts began with that all ``transcoders`` were trained on."""
-    provenances = [model.config.provenance for model in transcoders.values()] or [{}]
+    provenances = [writer.provenance for writer in writers_of(transcoders).values()] or [{}]
     starts = [recorded_start(tokenizer, provenance) for provenance in provenances]
     if any(start != starts[0] for start in starts):
         tokens = ", ".join(sorted({repr(start.token) for start in starts}))
@@ -154,6 +164,7 @@ def _metrics(
         "graph_edges": float(pruned.edges.sum()),
         "replacement": score.replacement,
         "completeness": score.completeness,
+        "path_length": path_length(graph),
         "direction_agreement": measured.direction_agreement,
     }
     if measured.latents_matter:

@@ -1,7 +1,5 @@
 """What the circuits of many prompts come to, as tables and metrics."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
 import torch
@@ -10,8 +8,8 @@ from transcoders.circuits.connections import strongest
 from transcoders.circuits.parts import ModelParts
 from transcoders.circuits.suite import Traced
 from transcoders.circuits.viewer import Labels
+from transcoders.circuits.writers import Transcoders, writers_of
 from transcoders.core.files import rounded
-from transcoders.dictionary.transcoder import Transcoder
 from transcoders.evaluation.intervals import paired
 
 MEDIANS = ("faithfulness", "latents_needed", "drop_beyond_random")
@@ -26,10 +24,10 @@ def curves_table(variant: str, prompt: str, traced: Traced) -> pd.DataFrame:
     return pd.DataFrame({"variant": variant, "prompt": prompt, "latents": curves.sizes, **columns})
 
 
-def connections_table(parts: ModelParts, transcoders: Mapping[int, Transcoder], count: int) -> pd.DataFrame:
+def connections_table(parts: ModelParts, transcoders: Transcoders, count: int) -> pd.DataFrame:
     """Return the ``count`` strongest input-independent connections into every latent; for 0, no rows."""
     by_layer = []
-    for layer in sorted(transcoders)[1:] if count else []:
+    for layer in [*writers_of(transcoders)][1:] if count else []:
         best = strongest(parts, transcoders, layer, count)
         columns = {
             "layer": layer,
