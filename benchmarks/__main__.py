@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import collect, hedging, letters, quality, shuffle, step, stores, throughput, world
+from benchmarks import collect, crosslayer, hedging, letters, quality, shuffle, step, stores, throughput, world
 from benchmarks.contenders import Size
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -30,6 +30,10 @@ HEADERS = {
         " | disk alone (MB/s) | read (tokens/s) | read (MB/s) | disk alone (MB/s) | FVU"
     ),
     "collect": "contexts, length | ours (tokens/s) | plain modules (tokens/s) | ours / plain",
+    "crosslayer": (
+        "layers · d, F, k, B | across layers (ms) | 18 single steps (ms) | dense autograd (ms)"
+        " | across / single | dense / across"
+    ),
     "hedging": "the second half trains | change of an old row | its share in the span of the new rows | beyond chance",
     "letters": "layer | F1 on x | F1 on y | on y, letters dealt anew",
     "world": "way | NMSE | roots | children | leaves | in no tree | absorption | F1 | unique",
@@ -63,6 +67,8 @@ def run(device: torch.device, args: argparse.Namespace) -> dict[str, list[str]]:
         results = [step.run(size, _rounds(size, args.rounds), device) for size in chosen]
         rows |= {table: [row for tables in results for row in tables[table]] for table in STEP_TABLES}
         rows["machine"] = [_machine(device)]
+    if "crosslayer" in wanted:
+        rows["crosslayer"] = crosslayer.run(device)
     if "training" in wanted:
         rows["training"] = throughput.run(device)
     if {"quality", "shuffle", "hedging"} & set(wanted) and (task := quality.open_task(args.data, args.tokens, device)):
