@@ -26,7 +26,7 @@ from transcoders.evaluation.predictors import transcoder_predictor
 from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.evaluation.suite import Candidate, evaluate
 from transcoders.formats.fit import fitted
-from transcoders.formats.read import load
+from transcoders.formats.read import load_one_layer
 from transcoders.formats.references import layer_of, names_of
 from transcoders.formats.settings import CompareSettings
 from transcoders.language.model import load_bridge
@@ -80,7 +80,7 @@ def work() -> None:
         try:
             if is_local(reference):
                 checked_input("compare.official", reference, "transcoders")
-            model = load(reference, resolve_device(params.device))
+            model = load_one_layer(reference, resolve_device(params.device))
         except UnreachableError as error:
             log.warning("left out: %s; `dvc repro -f official` tries again", error)
             continue

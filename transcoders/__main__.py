@@ -8,7 +8,7 @@ from pathlib import Path
 from transcoders.core.errors import UserError, line_on_files
 from transcoders.core.files import read_json
 from transcoders.core.places import name_of, place, redacted, sizes
-from transcoders.formats.export import README, TARGETS, Trained, export, samples_of
+from transcoders.formats.export import README, TARGETS, Trained, export, layers_of, samples_of
 from transcoders.formats.hub import upload
 from transcoders.formats.read import load
 
@@ -49,11 +49,11 @@ def run(arguments: argparse.Namespace) -> None:
     there = sizes(out)
     if there and README not in there:
         raise UserError(f"--out {said}: holds something that is no export; name a new folder")
-    runs = []
+    runs, layers = [], layers_of(arguments.data / "model")
     for folder, name in zip(folders, names, strict=True):
         model, file = load(folder), arguments.data / "evaluate" / name / "metrics.json"
         metrics = read_json(file, f"run `dvc repro evaluate@{name}`") if file.is_file() else None
-        runs.append(Trained(name, model, samples_of(arguments.data, model), metrics))
+        runs.append(Trained(name, model, samples_of(arguments.data, model), metrics, layers))
     export(runs, arguments.to, out)
     log.info("wrote %s", said)
     if arguments.to == "hub":

@@ -193,6 +193,10 @@ class Transcoder(OneSource, nn.Module):
             UserError: the folder or a file is missing or damaged, or shapes disagree.
         """
         folder = Path(folder)
+        if not (folder / WEIGHTS).is_file() and (across := sorted(folder.glob("layer_*.safetensors"))):
+            raise UserError(
+                f"{folder}: holds a cross-layer transcoder ({across[0].name}, …), where one of a single layer is needed"
+            )
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
                 raise UserError(f"{folder}: holds no {name}; train the run, or correct the path")

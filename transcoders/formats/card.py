@@ -6,7 +6,8 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.compat import StringIO
 
-from transcoders.dictionary.config import TranscoderConfig
+from transcoders.dictionary.crosslayer.config import CrossLayerConfig
+from transcoders.dictionary.dictionary import Config
 
 SHOWN = {
     "fvu": "fraction of variance unexplained",
@@ -30,27 +31,36 @@ USE = {
 }
 
 
+USE_CROSS_LAYER = (
+    "import torch\nfrom circuit_tracer.transcoder.cross_layer_transcoder import load_clt\n\n"
+    "hooks = {{'feature_input_hook': 'mlp.hook_in', 'feature_output_hook': 'hook_mlp_out'}}\n"
+    "t = load_clt({folder!r}, **hooks, dtype=torch.float32)\ny_hat = t(x)  # [layers, tokens, d_model]"
+)
+
+
 def card(
     target: str,
     name: str,
-    configs: Mapping[str, TranscoderConfig],
+    configs: Mapping[str, Config],
     fidelity: Mapping[str, Mapping[str, Any]],
     metrics: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """Return the model card of the runs in ``configs`` (by name), exported to ``target``; ``metrics`` may lack runs."""
-    provenance = next(iter(configs.values())).provenance
+    first = next(iter(configs.values()))
+    across, provenance = isinstance(first, CrossLayerConfig), first.provenance
     base = str(provenance["model"]) if provenance.get("model") else None
     gemma = bool(base and "gemma" in base)
     parts = [
         _header(base, gemma),
         f"# {name}",
-        f"Sparse transcoder{'s' if len(configs) > 1 else ''} of {base or 'a model'}: from what an MLP receives "
-        "(after the norm and its gain) to what its block adds to the residual stream. Inputs and outputs are in the "
-        "model's own units; the normalisation used in training is folded into the weights.",
-        f"```python\n{USE[target].format(folder=name)}\n```",
+        f"{_what(first, len(configs))} of {base or 'a model'}: from what {'each' if across else 'an'} MLP receives "
+        f"(after the norm and its gain) to what its block {'and later ones add' if across else 'adds'} to the residual "
+        "stream. Inputs and outputs are in the model's own units; the normalisation used in training is folded into "
+        "the weights.",
+        f"```python\n{(USE_CROSS_LAYER if across else USE[target]).format(folder=name)}\n```",
     ]
     for run, config in configs.items():
-        parts += [f"## {run}", _table(_facts(config)), "### Export", _export(fidelity[run])]
+        parts += [f"## {run}", _table(_facts(config)), "### Export", _export(fidelity[run], across)]
         if run in metrics:
             parts += ["### Metrics on held-out documents", _metrics(metrics[run])]
         if "train" in config.provenance:
@@ -68,15 +78,32 @@ def _header(base: str | None, gemma: bool) -> str:
     return f"---\n{text.getvalue()}---"
 
 
-def _facts(config: TranscoderConfig) -> dict[str, Any]:
+def _what(config: Config, number: int) -> str:
+    if isinstance(config, CrossLayerConfig):
+        return "Sparse cross-layer transcoder"
+    return "Sparse transcoders" if number > 1 else "Sparse transcoder"
+
+
+def _facts(config: Config) -> dict[str, Any]:
     provenance = config.provenance
+    if isinstance(config, CrossLayerConfig):
+        later = "all later ones" if config.reach is None else f"at most {config.reach} later ones"
+        where: dict[str, Any] = {
+            "layers": f"{config.layers[0]} to {config.layers[-1]}",
+            "written to": f"the layer itself and {later}",
+        }
+        d, latents = f"{config.d_model}, {config.d_model}", f"{config.d_hidden} a layer"
+        k = f"k = {config.k} a layer" + (", a token's shared by all layers" if config.budget == "token" else "")
+    else:
+        where = {"layer": provenance.get("layer")}
+        d, latents, k = f"{config.d_in}, {config.d_out}", str(config.d_hidden), f"k = {config.k}"
     facts = {
-        "layer": provenance.get("layer"),
+        **where,
         "x": provenance.get("hf_hook_in"),
         "y": provenance.get("hf_hook_out"),
-        "latents": config.d_hidden,
-        "d_in, d_out": f"{config.d_in}, {config.d_out}",
-        "trained with": f"{config.encoder}, k = {config.k}{', skip connection' if config.skip else ''}",
+        "latents": latents,
+        "d_in, d_out": d,
+        "trained with": f"{config.encoder}, {k}{', skip connection' if config.skip else ''}",
         "valid prefixes": ", ".join(map(str, config.prefixes)) or None,
         "model files (hash)": provenance.get("model_hash"),
         "contexts begin with": _start(provenance),
@@ -92,7 +119,7 @@ def _start(provenance: Mapping[str, Any]) -> str | None:
     return f"`{provenance['context_start']}`" if provenance["context_start"] else "their text"
 
 
-def _export(fidelity: Mapping[str, Any]) -> str:
+def _export(fidelity: Mapping[str, Any], across: bool) -> str:
     if fidelity["exact"]:
         return "Exact: the same outputs as the trained transcoder, up to rounding."
     return (
@@ -100,6 +127,7 @@ def _export(fidelity: Mapping[str, Any]) -> str:
         f"tokens its output differs from the trained transcoder's by {fidelity['fvu_of_original_output']:.3g} of the "
         f"variance of that; FVU {fidelity['fvu']:.4g} (trained: {fidelity['fvu_original']:.4g}), "
         f"L0 {fidelity['l0']:.4g} (trained: {fidelity['l0_original']:.4g})."
+        f"{' Fractions of variance are means over layers; L0 is of all layers together.' if across else ''}"
     )
 
 

@@ -28,13 +28,7 @@ HOOKS = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "hook_mlp_o
 def read(source: Source, device: torch.device | str) -> Transcoder:
     """Read one layer of a set; ``source.folder`` is the file itself."""
     file = source.folder
-    settings = read_yaml(file.parent / CONFIG, str(file.parent / CONFIG))
-    for key in HOOKS:
-        if not isinstance(settings, dict) or not isinstance(settings.get(key), str):
-            raise UserError(f"{file.parent / CONFIG}: {key} is missing; it says what the transcoders read and predict")
-    if not isinstance(settings.get("model_name"), str | None):
-        raise UserError(f"{file.parent / CONFIG}: model_name is no text; correct it")
-    check_settings(file.parent / CONFIG, settings, HARMLESS, {"model_kind": "transcoder_set"})
+    settings = settings_of(file.parent, "transcoder_set")
     weights = open_weights(file)
     jumps = THRESHOLD["threshold"].name in weights.tensors
     skips = SKIP["W_skip"].name in weights.tensors
@@ -50,6 +44,25 @@ def read(source: Source, device: torch.device | str) -> Transcoder:
         "gain_applied": settings["feature_input_hook"] != "ln2.hook_normalized",
     }
     return build(weights, expected, "jumprelu" if jumps else "relu", None, provenance, device)
+
+
+def settings_of(folder: Path, kind: str) -> dict[str, Any]:
+    """Return the content of ``config.yaml`` in ``folder``.
+
+    Raises:
+        UserError: it is missing or damaged, of another kind, or does not say what is read and predicted.
+    """
+    file = folder / CONFIG
+    if not file.is_file():
+        raise UserError(f"{file}: is missing; it says what the transcoders read and predict")
+    settings = read_yaml(file, str(file))
+    for key in HOOKS:
+        if not isinstance(settings, dict) or not isinstance(settings.get(key), str):
+            raise UserError(f"{file}: {key} is missing; it says what the transcoders read and predict")
+    if not isinstance(settings.get("model_name"), str | None):
+        raise UserError(f"{file}: model_name is no text; correct it")
+    check_settings(file, settings, HARMLESS, {"model_kind": kind})
+    return settings
 
 
 def _layer(file: Path, listed: Any) -> int:

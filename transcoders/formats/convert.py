@@ -2,33 +2,48 @@
 
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from transcoders import kernels
-from transcoders.activations.reader import LabelledBatch
 from transcoders.core.errors import UserError
 from transcoders.core.files import rounded
+from transcoders.dictionary.dictionary import Dictionary
 from transcoders.dictionary.transcoder import Transcoder
+from transcoders.kernels import SparseLatents
 
 MARGIN = 1e-3
 """A threshold that lets all candidates through, or none, stands this share apart from them."""
+CALIBRATED = "JumpReLU with calibrated thresholds"
+Model = TypeVar("Model", bound=Dictionary)
+
+
+class Activations(Protocol):
+    """Describe a batch of raw activations, of one layer or of several side by side."""
+
+    @property
+    def x(self) -> Float[Tensor, "tokens d_in"]:
+        """Return what the MLP receives."""
+
+    @property
+    def y(self) -> Float[Tensor, "tokens d_out"]:
+        """Return what its block adds."""
 
 
 class Samples(NamedTuple):
     """Give activations to calibrate a threshold on, and others to measure the result on."""
 
-    calibration: Callable[[], Iterable[LabelledBatch]]
-    test: Callable[[], Iterable[LabelledBatch]]
+    calibration: Callable[[], Iterable[Activations]]
+    test: Callable[[], Iterable[Activations]]
 
 
-class Exported(NamedTuple):
+class Exported(NamedTuple, Generic[Model]):
     """Hold a transcoder to write, and how faithful it is to the one that was trained."""
 
-    model: Transcoder
+    model: Model
     fidelity: dict[str, Any]
 
 
@@ -47,7 +62,7 @@ def folded(model: Transcoder) -> Transcoder:
     return raw.requires_grad_(False)
 
 
-def as_thresholded(model: Transcoder, samples: Samples | None) -> Exported:
+def as_thresholded(model: Transcoder, samples: Samples | None) -> Exported[Transcoder]:
     """Convert for formats without TopK: exactly, or to JumpReLU with calibrated thresholds.
 
     Raises:
@@ -55,13 +70,13 @@ def as_thresholded(model: Transcoder, samples: Samples | None) -> Exported:
     """
     raw = folded(model)
     if not raw.encoder.fixed_k:
-        return Exported(_jumprelu(raw, raw.threshold) if raw.encoder.has_threshold else raw, {"exact": True})
-    samples = _needed(samples, "per-token TopK is exported as JumpReLU, whose thresholds are calibrated")
-    calibrated = _jumprelu(raw, calibrate(raw, samples))
-    return Exported(calibrated, fidelity(raw, calibrated, samples, "JumpReLU with calibrated thresholds"))
+        return Exported(as_jumprelu(raw, raw.threshold) if raw.encoder.has_threshold else raw, {"exact": True})
+    samples = needed(samples, "per-token TopK is exported as JumpReLU, whose thresholds are calibrated")
+    calibrated = as_jumprelu(raw, calibrate(raw, samples))
+    return Exported(calibrated, fidelity(raw, calibrated, samples, CALIBRATED))
 
 
-def as_topk(model: Transcoder, samples: Samples | None) -> Exported:
+def as_topk(model: Transcoder, samples: Samples | None) -> Exported[Transcoder]:
     """Convert for formats with nothing but TopK: exactly, or to a plain TopK of the same k.
 
     Raises:
@@ -70,18 +85,24 @@ def as_topk(model: Transcoder, samples: Samples | None) -> Exported:
     raw = folded(model)
     if raw.encoder.fixed_k and len(raw.config.groups) == 1:
         return Exported(raw, {"exact": True})
-    samples = _needed(samples, "this transcoder is exported as plain TopK, whose fidelity is measured")
+    samples = needed(samples, "this transcoder is exported as plain TopK, whose fidelity is measured")
     plain = _with(raw, {"encoder": "topk", "prefixes": (), "prefix_k": ()}, {})
     return Exported(plain, fidelity(raw, plain, samples, f"plain TopK with k = {raw.config.k}"))
 
 
-def _needed(samples: Samples | None, what: str) -> Samples:
+def needed(samples: Samples | None, what: str) -> Samples:
+    """Return the samples.
+
+    Raises:
+        UserError: there are none, for ``what`` needs them.
+    """
     if samples is None:
         raise UserError(f"{what} on activations of its layer: run `dvc repro split`, or say where they are with --data")
     return samples
 
 
-def _jumprelu(raw: Transcoder, threshold: Tensor) -> Transcoder:
+def as_jumprelu(raw: Transcoder, threshold: Tensor) -> Transcoder:
+    """Return a transcoder that shares the weights of ``raw``, with these thresholds in place of its encoder."""
     return _with(raw, {"encoder": "jumprelu", "prefixes": (), "prefix_k": ()}, {"threshold": threshold.clamp(min=0)})
 
 
@@ -99,19 +120,39 @@ def calibrate(model: Transcoder, samples: Samples) -> Float[Tensor, "d_hidden"]:
     With p the pre-activations it minimises ``sum p^2`` over the tokens that are wrong: chosen by TopK but not
     above the threshold, or above it but not chosen. What TopK never chose gets the highest threshold of all.
     """
-    d_hidden = model.config.d_hidden
-    least = torch.full((d_hidden,), torch.inf)
+    candidates = Candidates(model)
     for batch in samples.calibration():
-        chosen = model.encode(batch.x)
-        least.scatter_reduce_(0, chosen.indices.long().cpu(), chosen.values.cpu(), "amin")
-    indices, values, by_topk = [], [], []
-    for batch in samples.calibration():  # nothing below its latent's least chosen value matters
-        above = kernels.threshold_encode(batch.x, model.W_enc, model.b_enc, least.to(batch.x) * (1 - MARGIN))
-        dense = model.encode(batch.x).dense()
-        indices.append(above.indices.long().cpu())
-        values.append(above.values.cpu())
-        by_topk.append((dense[above.rows(), above.indices.long()] > 0).cpu())
-    return _best_thresholds(torch.cat(indices), torch.cat(values), torch.cat(by_topk), d_hidden).to(model.W_enc)
+        candidates.lower_(model.encode(batch.x))
+    for batch in samples.calibration():
+        candidates.gather_(batch.x, model.encode(batch.x))
+    return candidates.thresholds()
+
+
+class Candidates:
+    """Gather, batch by batch and twice over, the pre-activations between which thresholds are chosen."""
+
+    def __init__(self, model: Transcoder) -> None:
+        """Begin with none, for the latents of a raw-unit transcoder."""
+        self.model = model
+        self._least = torch.full((model.config.d_hidden,), torch.inf)
+        self._gathered: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def lower_(self, chosen: SparseLatents) -> None:
+        """Take note of each latent's least chosen value: nothing below it matters."""
+        self._least.scatter_reduce_(0, chosen.indices.long().cpu(), chosen.values.cpu(), "amin")
+
+    def gather_(self, x: Float[Tensor, "tokens d_in"], chosen: SparseLatents) -> None:
+        """Take the latents that TopK chose on a batch, and those of no less."""
+        least = self._least.to(x) * (1 - MARGIN)
+        above = kernels.threshold_encode(x, self.model.W_enc, self.model.b_enc, least)
+        indices = above.indices.long()
+        by_topk = chosen.dense()[above.rows(), indices] > 0
+        self._gathered.append((indices.cpu(), above.values.cpu(), by_topk.cpu()))
+
+    def thresholds(self) -> Float[Tensor, "d_hidden"]:
+        """Return the best threshold of each latent."""
+        indices, values, by_topk = (torch.cat(parts) for parts in zip(*self._gathered, strict=True))
+        return _best_thresholds(indices, values, by_topk, self.model.config.d_hidden).to(self.model.W_enc)
 
 
 def _best_thresholds(

@@ -56,7 +56,7 @@ def read_second(source: Source, device: torch.device | str) -> Transcoder:
         "source": source.name,
         "format": "gemma-scope-2",
         "layer": layer,
-        "model": _model_name(config["model_name"]),
+        "model": model_name(config["model_name"]),
         "hook_in": f"blocks.{layer}.mlp.hook_in",
         "hook_out": f"blocks.{layer}.hook_mlp_out",
         "hf_hook_in": config["hf_hook_point_in"],
@@ -103,7 +103,7 @@ def _layer(config: dict[str, Any], source: Source) -> int | None:
     return named if configured is None else configured
 
 
-def _model_name(name: str | None) -> str | None:
+def model_name(name: str | None) -> str | None:
     """Spell the name as the Hub does: config.json writes ``gemma-v3-…``, and the 270m model has no ``-pt``."""
     if name is None:
         return None

@@ -19,6 +19,11 @@ FILES = (
     "transcoder.safetensors",
     "config.yaml",
     "layer_*.safetensors",
+    "params_layer_*.safetensors",
+    "W_enc_*.safetensors",
+    "W_dec_*.safetensors",
+    "clt_cfg.json",
+    "clt_weights.safetensors",
 )
 """All that is ever downloaded: no pickles."""
 

@@ -6,7 +6,7 @@ Nothing here unpickles: npz members are parsed by numpy's header reader, never b
 import math
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -43,8 +43,8 @@ class Weights(Protocol):
         """Yield consecutive rows of a tensor, and where they go; only one piece is in memory."""
 
 
-def open_weights(path: Path) -> Weights:
-    """Look into a ``.safetensors`` or ``.npz`` file.
+def open_weights(path: Path, ignored: Collection[str] = ()) -> Weights:
+    """Look into a ``.safetensors`` or ``.npz`` file; of the first, the tensors ``ignored`` are not looked at.
 
     Raises:
         UserError: it is truncated, not of this kind, or holds pickles.
@@ -54,17 +54,18 @@ def open_weights(path: Path) -> Weights:
     is_header = start[8:] == b"{"  # safetensors: eight bytes of length, then JSON
     if not is_header and (start[:1] == b"\x80" or (start[:2] == b"PK" and path.suffix != ".npz")):
         raise UserError(f"{path}: is a pickle, which could run any code, and is not opened; ask for safetensors")
-    return Npz(path) if path.suffix == ".npz" else SafeTensors(path)
+    return Npz(path) if path.suffix == ".npz" else SafeTensors(path, ignored)
 
 
 class SafeTensors:
     """Open a safetensors file, anew for each piece: a mapping left open keeps all pages it touched."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ignored: Collection[str] = ()) -> None:
         self.path = path
         try:
             with safe_open(path, framework="pt") as file:
-                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 — not a dict
+                names = [name for name in file.keys() if name not in ignored]  # noqa: SIM118 — not a dict
+                slices = {name: file.get_slice(name) for name in names}
                 self.tensors = {
                     n: TensorHeader(tuple(s.get_shape()), _dtype(s.get_dtype(), path)) for n, s in slices.items()
                 }
