@@ -1,9 +1,12 @@
 """Stage `circuits`: all MLPs replaced at once, and the circuits of a few prompts, variant by variant.
 
-The transcoders of one seed, one per layer of `runs.layers`, stand in for the MLPs together.
+The transcoders of one seed, one per layer of `runs.layers`, stand in for the MLPs together; so does each cross-layer
+transcoder of that seed.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -23,10 +26,12 @@ from transcoders.circuits.settings import CircuitSettings
 from transcoders.circuits.suite import trace_prompt
 from transcoders.circuits.tables import connections_table, contrasts, curves_table, labels_of, summary
 from transcoders.circuits.viewer import Labels, write_index
+from transcoders.circuits.writers import Transcoders, writers_of
 from transcoders.core.devices import resolve_device
 from transcoders.core.files import replacing, write_json
 from transcoders.core.inputs import checked_input
 from transcoders.core.tables import read_parquet, write_parquet
+from transcoders.dictionary.crosslayer import files
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.evaluation.loss import context_batches
 from transcoders.evaluation.settings import EvaluateSettings
@@ -45,14 +50,31 @@ class Params(StageParams):
     device: str
 
 
-def losses(params: Params, parts: ModelParts, transcoders: dict[int, Transcoder]) -> dict[str, float]:
+class Set(NamedTuple):
+    """Transcoders that stand in for the MLPs together, what they are called, and their latents' descriptions."""
+
+    name: str
+    transcoders: Transcoders
+    labels: Labels
+
+
+def sets_of(params: Params, seed: int, device: torch.device) -> Iterator[Set]:
+    """Yield the sets of transcoders of ``seed``, one at a time: every variant's, then the cross-layer ones."""
+    for variant in params.variants:
+        runs = {layer: Run(variant, layer, seed) for layer in params.layers}
+        yield Set(variant, {n: Transcoder.load(run.model, device) for n, run in runs.items()}, read_labels(runs))
+    for name, run in params.circuits.crosslayer_sets(seed).items():
+        yield Set(name, files.load(Path("models") / run, device), labels={})
+
+
+def losses(params: Params, parts: ModelParts, transcoders: Transcoders) -> dict[str, float]:
     """Measure the loss of the model with every MLP replaced, on test documents."""
-    inputs = {layer: open_inputs(layer, parts.device) for layer in transcoders}
+    inputs = {layer: open_inputs(layer, parts.device) for layer in writers_of(transcoders)}
     means = {n: torch.tensor(i.store.attributes["mlp_out_mean"], dtype=torch.float32) for n, i in inputs.items()}
     first = next(iter(inputs.values()))
     batches = context_batches(*contexts_of_test_documents(first), params.circuits.loss_tokens)
     sums = replaced_losses(parts, transcoders, means, batches, len(first.documents["test"]))
-    return replaced_metrics(sums, len(transcoders), params.evaluate)
+    return replaced_metrics(sums, len(inputs), params.evaluate)
 
 
 def read_labels(runs: dict[int, Run]) -> Labels:
@@ -74,27 +96,24 @@ def work(seed: int) -> None:
     rows, curves, graphs = [], [], []
     with replacing(circuits_of(seed)) as out:
         (out / "graphs").mkdir(parents=True)
-        for variant in params.variants:
-            runs = {layer: Run(variant, layer, seed) for layer in params.layers}
-            transcoders = {layer: Transcoder.load(run.model, device) for layer, run in runs.items()}
-            metrics[variant] = losses(params, parts, transcoders)
-            labels = read_labels(runs)
-            for prompt in tqdm(prompts, desc=f"circuits of {variant}", unit="prompt"):
+        for name, transcoders, labels in sets_of(params, seed, device):
+            metrics[name] = losses(params, parts, transcoders)
+            for prompt in tqdm(prompts, desc=f"circuits of {name}", unit="prompt"):
                 traced = trace_prompt(parts, transcoders, tokenizer, prompt, settings)
-                rows.append({"variant": variant, "prompt": prompt.name, "task": prompt.task, **traced.metrics})
-                curves.append(curves_table(variant, prompt.name, traced))
-                graphs.append(write_graph(out, variant, traced, labels, settings.node_threshold))
+                rows.append({"variant": name, "prompt": prompt.name, "task": prompt.task, **traced.metrics})
+                curves.append(curves_table(name, prompt.name, traced))
+                graphs.append(write_graph(out, name, traced, labels, settings.node_threshold))
             if len(connections := connections_table(parts, transcoders, settings.connections)):
-                write_parquet(connections, out / f"connections-{variant}.parquet", index=False)
+                write_parquet(connections, out / f"connections-{name}.parquet", index=False)
         write_index(out / "graphs", graphs)
         table, lines = pd.DataFrame(rows), pd.concat(curves)
         table.to_csv(out / "prompts.csv", index=False, float_format="%.6g")
         lines.to_csv(out / "faithfulness.csv", index=False, float_format="%.6g")
-        colours = colours_of(f"{variant}-{seed}" for variant in params.variants)
+        colours = colours_of(f"{name}-{seed}" for name in metrics)
         save(figures.graph_sizes(table, lines, colours, settings.faithfulness), out / "graph_sizes")
         (out / "index.html").write_text(index_page(rows, f"Circuits, seed {seed}"))
-        for variant in params.variants:
-            metrics[variant] |= summary(table[table["variant"] == variant])
+        for name in metrics:
+            metrics[name] |= summary(table[table["variant"] == name])
         write_json(out / "metrics.json", {**metrics, **contrasts(table)})
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from circuits_support import random_transcoders
+from circuits_support import random_cross_layer, random_transcoders
 from ruamel.yaml import YAML
 from test_params import ROOT, changed
 from tests_support import make_store
@@ -19,6 +19,7 @@ from transcoders.circuits import trace
 from transcoders.circuits.prompts import read_prompts
 from transcoders.circuits.settings import CircuitSettings
 from transcoders.core.errors import UserError
+from transcoders.dictionary.crosslayer import files
 from transcoders.language.model import load_tokenizer
 
 PROMPTS = [
@@ -26,6 +27,7 @@ PROMPTS = [
     {"name": "colours", "task": "induction", "text": "red blue green red blue", "answer": " green", "foil": " red"},
 ]
 VARIANTS = ["topk", "plt"]
+SETS = [*VARIANTS, "clt-4and12"]
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,7 @@ def checkout(gemma, tmp_path_factory):
     root = tmp_path_factory.mktemp("circuits")
     params = changed(
         circuits__seeds=[0],
+        circuits__crosslayer=["clt-4and12-0"],
         circuits__loss_tokens=40,
         circuits__max_latents=60,
         collect__layers=[4, 12],
@@ -59,6 +62,7 @@ def checkout(gemma, tmp_path_factory):
             described = pd.DataFrame({"latent": range(64), "description": f"words of {layer}", "score": 0.75})
             (root / f"data/features/{variant}-{layer}-0").mkdir(parents=True)
             described.to_parquet(root / f"data/features/{variant}-{layer}-0/latents.parquet")
+    files.save(random_cross_layer((4, 12), d_model=640, d_hidden=64, k=4), root / "models/clt-4and12-0")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         circuits.work(0)
@@ -67,8 +71,8 @@ def checkout(gemma, tmp_path_factory):
 
 def test_every_variant_is_judged_and_compared(checkout):
     metrics = json.loads((checkout / "data/circuits/0/metrics.json").read_text())
-    assert set(VARIANTS) <= set(metrics)
-    for variant in VARIANTS:
+    assert set(SETS) <= set(metrics)
+    for variant in SETS:
         found = metrics[variant]
         assert found["layers"] == 2
         assert found["ce_with_errors"] == pytest.approx(found["ce_clean"], rel=1e-4)
@@ -77,14 +81,15 @@ def test_every_variant_is_judged_and_compared(checkout):
         assert found["largest_sum_error"] < 1e-3
         assert found["prompts"] == 2
         assert 0 < found["completeness"] <= 1
+        assert 1 <= found["path_length"] <= 3, "an edge, and a latent of each layer"
         assert found["active_latents"] >= found["graph_latents"]
-    assert set(metrics) - set(VARIANTS) <= {"plt_over_topk"}
+    assert set(metrics) - set(SETS) <= {"plt_over_topk", "clt-4and12_over_topk"}
 
 
 def test_there_is_a_graph_and_a_page_for_every_prompt(checkout):
     out = checkout / "data/circuits/0"
     slugs = [graph["slug"] for graph in json.loads((out / "graphs/graph-metadata.json").read_text())["graphs"]]
-    assert slugs == [f"{variant}-{prompt['name']}" for variant in VARIANTS for prompt in PROMPTS]
+    assert slugs == [f"{variant}-{prompt['name']}" for variant in SETS for prompt in PROMPTS]
     index = (out / "index.html").read_text()
     for slug in slugs:
         graph = json.loads((out / f"graphs/{slug}.json").read_text())
@@ -116,6 +121,7 @@ def test_the_same_again_gives_the_same_bytes(checkout, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path / "again")
     params = YAML().load(tmp_path / "again/params.yaml")
     params["runs"]["variants"] = ["topk"]
+    params["circuits"]["crosslayer"] = []
     YAML().dump(params, tmp_path / "again/params.yaml")
     YAML().dump(PROMPTS[:1], tmp_path / "again/inputs/prompts/circuits.yaml")
     circuits.work(0)
@@ -174,6 +180,23 @@ def test_prompts_outside_inputs_are_refused(checkout, monkeypatch, tmp_path):
             circuits.work(0)
     finally:
         (checkout / "params.yaml").write_bytes(before)
+
+
+def test_a_cross_layer_transcoder_is_traced_in_one_call(checkout, gemma):
+    transcoder = files.load(checkout / "models/clt-4and12-0")
+    prompt = ("The Eiffel Tower is in", " Paris", " London")
+    traced = trace(*prompt, transcoders=transcoder, model=gemma, settings=CircuitSettings(max_latents=60))
+    table = pd.read_csv(checkout / "data/circuits/0/prompts.csv").set_index(["variant", "prompt"])
+    for name in ("difference", "path_length", "share_without_errors", "graph_latents"):
+        assert traced.metrics[name] == pytest.approx(table.loc[("clt-4and12", "eiffel"), name], rel=1e-4)
+    assert traced.metrics["completeness_error"] < 1e-3
+
+
+def test_cross_layer_transcoders_are_traced_with_those_of_their_seed():
+    settings = CircuitSettings(seeds=[0, 1], crosslayer=["clt-0to17-0", "clt_plt-0to17-1", "clt-0to17-1"])
+    assert settings.crosslayer_sets(1) == {"clt_plt-0to17": "clt_plt-0to17-1", "clt-0to17": "clt-0to17-1"}
+    with pytest.raises(UserError, match=r"the seed of clt-0to17-2 is not in circuits\.seeds"):
+        AllParams.parse(changed(circuits__seeds=[0], circuits__crosslayer=["clt-0to17-2"]), "params.yaml")
 
 
 def test_a_seed_without_runs_is_refused():

@@ -1,17 +1,19 @@
 """Which prompts are traced, and how much is kept of their graphs."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from transcoders.core.settings import Settings
 
 
 class CircuitSettings(Settings):
-    """Say how the circuits of a set of transcoders, one per layer, are traced."""
+    """Say how the circuits of sets of transcoders, one per layer or cross-layer ones, are traced."""
 
     seeds: list[int] = Field(default=[])
     """Seeds of ``runs`` whose transcoders are put together; an empty list turns the stage off."""
+    crosslayer: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*-[0-9]+$")]] = Field(default=[])
+    """Names of runs of cross-layer transcoders, such as clt-0to17-0, that are traced with those of their seed."""
     prompts: str = Field(default="inputs/prompts/circuits.yaml", min_length=1)
     """A YAML file of prompts: name, task, text, answer, foil."""
     loss_tokens: int = Field(default=1024, gt=0)
@@ -30,3 +32,15 @@ class CircuitSettings(Settings):
     """Strongest input-independent connections into each latent to list; 0 for none."""
     seed: int = Field(default=0, ge=0)
     """Of the random latents that the influential ones are compared with."""
+
+    @model_validator(mode="after")
+    def _seeds_are_traced(self) -> Self:
+        for name in self.crosslayer:
+            if int(name.rsplit("-", 1)[1]) not in self.seeds:
+                raise ValueError(f"crosslayer: the seed of {name} is not in circuits.seeds {self.seeds}; add it there")
+        return self
+
+    def crosslayer_sets(self, seed: int) -> dict[str, str]:
+        """Return the runs of cross-layer transcoders of ``seed`` by what the set is called: the name without it."""
+        runs = [name.rsplit("-", 1) for name in self.crosslayer]
+        return {kind: f"{kind}-{number}" for kind, number in runs if int(number) == seed}
