@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import collect, crosslayer, hedging, letters, quality, shuffle, step, stores, throughput, world
+from benchmarks import chain, collect, crosslayer, hedging, letters, quality, shuffle, step, stores, throughput, world
 from benchmarks.contenders import Size
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -36,6 +36,7 @@ HEADERS = {
     ),
     "hedging": "the second half trains | change of an old row | its share in the span of the new rows | beyond chance",
     "letters": "layer | F1 on x | F1 on y | on y, letters dealt anew",
+    "chain": "way | NMSE | skipped hops | path length (in truth 4)",
     "world": "way | NMSE | roots | children | leaves | in no tree | absorption | F1 | unique",
 }
 STEP_TABLES = ("peers", "options", "memory")
@@ -84,6 +85,8 @@ def run(device: torch.device, args: argparse.Namespace) -> dict[str, list[str]]:
         rows["stores"] = stores.run(args.data / "model", device)
     if "letters" in wanted and (args.data / "model").is_dir():
         rows["letters"] = letters.run(args.data / "model", device)
+    if "chain" in wanted:
+        rows["chain"] = chain.run()
     if "world" in wanted:
         rows["world"] = world.run(args.world_tokens, args.page.parent / "world")
     return rows

@@ -137,8 +137,10 @@ def _loaded(
 
 def _start(tokenizer: Any, transcoders: Transcoders) -> list[int]:
     """Return what the contexts began with that all ``transcoders`` were trained on."""
-    provenances = [writer.provenance for writer in writers_of(transcoders).values()] or [{}]
-    starts = [recorded_start(tokenizer, provenance) for provenance in provenances]
+    provenances = [writer.provenance for writer in writers_of(transcoders).values()]
+    records = [{name: p[name] for name in ("context_start",) if name in p} for p in provenances] or [{}]
+    different = [record for place, record in enumerate(records) if record not in records[:place]]
+    starts = [recorded_start(tokenizer, record) for record in different]  # each copies the whole vocabulary
     if any(start != starts[0] for start in starts):
         tokens = ", ".join(sorted({repr(start.token) for start in starts}))
         raise UserError(f"the contexts of these transcoders began with different tokens ({tokens}); take one kind")
