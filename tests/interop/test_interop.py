@@ -7,6 +7,7 @@ them (after ``dvc repro``), on made-up ones elsewhere.
 import subprocess
 from pathlib import Path
 
+import crosslayer_formats_support as across
 import formats_support as foreign
 import pandas as pd
 import pytest
@@ -18,6 +19,8 @@ from transcoders import Transcoder, load
 from transcoders.activations.split import documents_of
 from transcoders.activations.store import Store
 from transcoders.dictionary.config import TranscoderConfig
+from transcoders.dictionary.crosslayer.config import CrossLayerConfig
+from transcoders.dictionary.crosslayer.transcoder import CrossLayerTranscoder
 from transcoders.formats.convert import Samples
 from transcoders.formats.export import Trained, export, samples_of
 
@@ -146,6 +149,41 @@ def test_circuit_tracer_computes_the_same_from_our_export_and_writes_it_again(tm
         assert same(load(tmp_path / f"rewritten/layer_{n}.safetensors")(x), ours(x))
         if encoder != "topk":
             assert same(ours(x), run.model(x)), "an exact export"
+
+
+@pytest.mark.parametrize("encoder", ["topk", "jumprelu", "relu"])
+def test_circuit_tracer_computes_the_same_from_our_cross_layer_export_and_writes_it_again(tmp_path, encoder):
+    model = made_up_across(encoder)
+    x = torch.randn(60, 3, 16, generator=torch.Generator().manual_seed(0))
+    given = Samples(lambda: [batch(x.flatten(1))], lambda: [batch(x.flatten(1))]) if encoder == "topk" else None
+    export([Trained("clt", model, given, None)], "circuit-tracer", tmp_path / "out")
+    ours = load(tmp_path / "out")
+    y = in_circuit_tracer("cross_layer", tmp_path / "out", x.transpose(0, 1))["y"].transpose(0, 1)
+    assert same(y, ours(x))
+    (tmp_path / "rewritten/config.yaml").write_bytes((tmp_path / "out/config.yaml").read_bytes())
+    assert same(load(tmp_path / "rewritten")(x), ours(x))
+    if encoder != "topk":
+        assert same(y, model(x)), "an exact export"
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_circuit_tracers_own_loader_of_gemma_scope_2_across_layers_gives_the_same(tmp_path, skip):
+    folder = across.gemma_scope_2_clt(tmp_path, across.raw_layers(skip=skip))
+    x = torch.randn(60, across.LAYERS, across.D, generator=torch.Generator().manual_seed(0))
+    y = in_circuit_tracer("gemma_scope_2_clt", folder, x.transpose(0, 1))["y"].transpose(0, 1)
+    assert same(y, load(folder)(x))
+
+
+def made_up_across(encoder):
+    scales = {"input_scales": (0.5, 2.0, 1.0), "output_scales": (30.0, 3.0, 0.3)}
+    config = CrossLayerConfig(layers=(0, 1, 2), encoder=encoder, d_model=16, d_hidden=48, k=4, **scales)
+    model, generator = CrossLayerTranscoder(config), torch.Generator().manual_seed(0)
+    for number in range(3):
+        for name, value in model.tensors(number).items():
+            value.copy_(torch.randn(value.shape, generator=generator) * 0.25)
+            if name == "threshold":
+                value.abs_()
+    return model.requires_grad_(False)
 
 
 def batch(x):

@@ -99,6 +99,26 @@ def circuit_tracer(folder, x):
     return {f"y_{layer}": transcoder(x) for layer, transcoder in enumerate(transcoders)}
 
 
+def cross_layer(folder, x):
+    """The outputs of a cross-layer transcoder for x [layers, tokens, d_model], and its files written again."""
+    from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
+
+    hooks = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "hook_mlp_out"}
+    clt = load_clt(str(folder), **hooks, device=torch.device("cpu"), dtype=torch.float32, lazy_decoder=False)
+    clt.to_safetensors(str(folder.parent / "rewritten"))
+    return {"y": clt(x)}
+
+
+def gemma_scope_2_clt(folder, x):
+    """Its own loader of Gemma Scope 2's, which leaves out the last of the files that it is given: here one too many."""
+    from circuit_tracer.transcoder.cross_layer_transcoder import load_gemma_scope_2_clt
+
+    paths = {layer: str(folder / f"params_layer_{layer}.safetensors") for layer in range(len(x))}
+    paths[len(x)] = paths[0]
+    clt = load_gemma_scope_2_clt(paths, device=torch.device("cpu"), dtype=torch.float32)
+    return {"y": clt.decode(clt.encode(x).to_sparse(), x)}
+
+
 def attribute(folder, x):
     from circuit_tracer.attribution.attribute import attribute
     from circuit_tracer.graph import prune_graph
