@@ -9,6 +9,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import crosslayer_formats_support as across
 import formats_support as foreign
 import fsspec
 import numpy as np
@@ -27,6 +28,7 @@ from transcoders.core.errors import UserError
 from transcoders.core.files import cache_folder
 from transcoders.core.places import UnreachableError, place, redacted
 from transcoders.dictionary.config import TranscoderConfig
+from transcoders.dictionary.crosslayer import files
 
 X = torch.randn(20, foreign.D)
 ROOT = Path(__file__).parents[2]
@@ -51,6 +53,13 @@ def test_a_model_comes_back_from_where_it_was_saved(s3, tmp_path, url):
     assert torch.equal(load(url)(X), model(X))
     assert load(url).config == model.config
     assert not re.search(f"{KEY}|{SECRET}", str(model.config))
+
+
+def test_a_cross_layer_transcoder_comes_back_from_where_it_was_saved(s3, tmp_path):
+    model = load(across.gemma_scope_2_clt(tmp_path, across.raw_layers()))
+    files.save(model, URL)
+    x = torch.randn(3, across.LAYERS, across.D)
+    assert torch.equal(load(URL)(x), model(x))
 
 
 def test_a_model_is_downloaded_again_only_when_it_changed(s3):

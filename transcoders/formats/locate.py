@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from transcoders.core.errors import UserError
-from transcoders.core.places import UnreachableError, fetched, place, redacted
+from transcoders.core.places import UnreachableError, fetched, place, read_bytes, redacted
+from transcoders.dictionary.crosslayer import files
+from transcoders.dictionary.transcoder import CONFIG
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +51,10 @@ def locate(reference: str) -> Source:
         UserError: there is no such thing, or the user may not read it; UnreachableError: no connection.
     """
     local = place(reference)
-    if isinstance(local, str):  # a set's layers are large: one of them must be named
-        downloaded = fetched(local, [name for name in FILES if not name.startswith("layer_")])
+    if isinstance(local, str):
+        across = files.CHECKSUMS.encode() in (read_bytes(local, CONFIG) or b"")
+        # A set's layers are large: one of them must be named.
+        downloaded = fetched(local, [name for name in FILES if across or not name.startswith("layer_")])
         return Source(redacted(local), downloaded, redacted(local))
     if local.exists() or not is_hub_reference(reference):
         return Source(reference, local, str(local.resolve()))
