@@ -13,7 +13,7 @@ from transcoders.activations.reader import LabelledBatch, ordered_batches
 from transcoders.core.devices import resolve_device
 from transcoders.core.tables import read_parquet, six_digits, write_csv
 from transcoders.probing.pooling import lengths, mean_latents, mean_outputs
-from transcoders.probing.probes import labels_of
+from transcoders.probing.probes import labels_of_topics
 from transcoders.probing.settings import ProbingSettings
 from transcoders.probing.table import table_of
 from transcoders.training.settings import plain_of
@@ -36,13 +36,13 @@ def work(layer: int) -> None:
         return ordered_batches(inputs.store, everyone, settings.tokens, device) if settings.tokens else iter(())
 
     tokens = lengths(read(), len(topics))
-    labels = labels_of(topics, tokens, settings.least)
+    labels = labels_of_topics(topics, tokens, settings.least)
     plain, of_runs = plain_of(params.trained), all_runs([*params.trained], [layer], params.seeds)
 
     def features() -> Iterator[tuple[str, NDArray[np.float32], list[int | None]]]:
-        yield "y", mean_outputs(read(), tokens, inputs.store.d_model)[labels.documents].numpy(), [None]
+        yield "y", mean_outputs(read(), tokens, inputs.store.d_model)[labels.items].numpy(), [None]
         for name, model in dictionaries_of(params, layer, inputs, device):
-            yield name, mean_latents(model, read(), tokens)[labels.documents].numpy(), [*settings.k]
+            yield name, mean_latents(model, read(), tokens)[labels.items].numpy(), [*settings.k]
 
     against = {run.name: Run(plain, layer, run.seed).name for run in of_runs} if plain else {}
     write_csv(six_digits(table_of(features(), against, labels, settings)), probing_of(layer))

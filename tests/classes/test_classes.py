@@ -19,6 +19,7 @@ from transcoders.classes.settings import ClassSettings
 from transcoders.classes.words import NO_WORD, Words, classes_among, find_words, read_table
 from transcoders.dictionary.config import TranscoderConfig
 from transcoders.dictionary.transcoder import Transcoder
+from transcoders.probing.probes import labels_of_words, mean_auc, parts_of, scores
 from transcoders.training.settings import VariantSettings
 
 CLASSES, EACH, REST = 12, 8, 100
@@ -175,3 +176,34 @@ def test_verdicts_are_of_classes_that_both_have_and_flip_with_the_sides(text) ->
     assert table["note"].str.startswith("L0 differs").all()
     assert set(table["verdict"]) == {"undecided"}
     assert verdicts({}, {"topk": VariantSettings()}, 9, SETTINGS).empty
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("clean", 1.0), ("split", 0.5), ("absorbing", 1 - 3 / 8 / 2)])
+def test_one_latent_tells_unseen_words_of_a_class_as_far_as_it_stands_for_the_class(text, kind, expected) -> None:
+    """Of words that fire no latent of the class, half are taken for members: latents of single words tell no other."""
+    words, parts, members = text
+    labels = labels_of_words(members, 5)
+    means = activity(made(kind), parts, words).means(words.counts)[labels.items].numpy()
+    shuffled = np.random.default_rng(0).permutation(labels.of)
+    for k in (1, 2):
+        assert auc(means, labels.of, k) == pytest.approx(expected, abs=0.01)
+        assert auc(means, shuffled, k) == pytest.approx(0.5, abs=0.08)
+
+
+def auc(means: np.ndarray, of: np.ndarray, k: int) -> float:
+    parts = parts_of(of, folds=5, seed=0)
+    return float(mean_auc(scores(means, of, parts, [k])[0], of, parts, np.ones((1, len(of))))[0])
+
+
+def test_mean_activations_of_words_are_those_of_their_tokens(text) -> None:
+    words, parts, _ = text
+    torch.testing.assert_close(activity(made("split"), parts, words).means(words.counts), torch.eye(WORDS))
+
+
+def test_classes_with_fewer_words_than_parts_are_not_probed() -> None:
+    classes = {"few": np.arange(3), "some": np.arange(3, 9), "more": np.arange(9, 14)}
+    labels = labels_of_words(classes, 5)
+    assert labels.names == ["some", "more"]
+    assert labels.items.tolist() == list(range(3, 14))
+    assert labels.of.tolist() == [0] * 6 + [1] * 5
+    assert labels_of_words(classes, 6).names == []

@@ -9,7 +9,7 @@ from transcoders.activations.reader import LabelledBatch
 from transcoders.dictionary.config import TranscoderConfig
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.probing.pooling import lengths, mean_latents, mean_outputs
-from transcoders.probing.probes import Labels, labels_of, mean_auc, scores
+from transcoders.probing.probes import Labels, labels_of_topics, mean_auc, parts_of, scores
 from transcoders.probing.settings import ProbingSettings
 from transcoders.probing.table import table_of
 
@@ -35,12 +35,24 @@ def test_the_auc_is_scikit_learns_with_ties_and_weights() -> None:
         np.mean([roc_auc_score(np.equal(OF, number), row, sample_weight=weight) for number, row in enumerate(judged)])
         for weight in weights
     ]
-    assert mean_auc(judged, OF, weights) == pytest.approx(expected)
+    assert mean_auc(judged, OF, np.zeros_like(OF), weights) == pytest.approx(expected)
+
+
+def test_scores_compare_within_a_part_alone() -> None:
+    parts, ones = np.arange(len(OF)) // CLASSES % 2, np.ones((1, len(OF)))
+    rng = np.random.default_rng(0)
+    judged = rng.random((CLASSES, len(OF)))
+    assert mean_auc(judged + 10 * parts, OF, parts, ones) == pytest.approx(mean_auc(judged, OF, parts, ones))
+    of_parts = [
+        mean_auc(judged[:, parts == n], OF[parts == n], 0 * OF[parts == n], ones[:, parts == n]) for n in (0, 1)
+    ]
+    assert mean_auc(judged, OF, parts, ones) == pytest.approx(np.mean(of_parts))
 
 
 def test_one_latent_tells_a_topic_that_is_its_own_and_half_of_one_that_is_split() -> None:
     def auc(values: np.ndarray, k: int | None) -> float:
-        return float(mean_auc(scores(values, OF, [k], folds=5, seed=0)[0], OF, np.ones((1, len(OF))))[0])
+        parts = parts_of(OF, folds=5, seed=0)
+        return float(mean_auc(scores(values, OF, parts, [k])[0], OF, parts, np.ones((1, len(OF))))[0])
 
     assert auc(features(1), 1) == 1
     assert auc(features(2), 1) == pytest.approx(0.75, abs=0.08)  # half of the members above all others, half tied
@@ -58,18 +70,18 @@ def test_a_table_holds_differences_to_the_plain_run_and_labels_that_mean_nothing
     assert np.isnan(table.loc[("plain", 1), "difference"])
     assert (table["low"] <= table["auc"]).all()
     assert table["shuffled"].to_numpy() == pytest.approx(0.5, abs=0.12)
-    assert set(table["documents"]) == {len(OF)}
+    assert set(table["items"]) == {len(OF)}
 
 
 def test_topics_need_documents_with_tokens() -> None:
     topics = ["Art"] * 12 + ["Sport"] * 12 + ["rare"] * 3 + [""] * 20
     tokens = np.ones(len(topics), np.int64)
-    labels = labels_of(topics, tokens, 10)
+    labels = labels_of_topics(topics, tokens, 10)
     assert labels.names == ["Art", "Sport"]
-    assert labels.documents.tolist() == list(range(24))
+    assert labels.items.tolist() == list(range(24))
     assert labels.of.tolist() == [0] * 12 + [1] * 12
     tokens[:5] = 0
-    nothing = labels_of(topics, tokens, 10)
+    nothing = labels_of_topics(topics, tokens, 10)
     assert nothing.names == []
     assert len(table_of(iter(()), {}, nothing, SETTINGS)) == 0
 

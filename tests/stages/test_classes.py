@@ -45,6 +45,7 @@ def checkout(tmp_path, monkeypatch):
     params["train"] |= {"d_hidden": 64, "k": 8, "epochs": 4, "batch_size": 200, "precision": "float32"}
     params["runs"] = {"variants": ["topk", "matryoshka"], "layers": [2], "seeds": [0]}
     params["classes"] |= {"members": 4, "halves": 4, "bootstrap": 50}
+    params["probing"] |= {"folds": 2, "bootstrap": 50}
     YAML().dump(params, tmp_path / "params.yaml")
     for variant in ("topk", "matryoshka"):
         train.work(Run(variant, 2, 0))
@@ -64,6 +65,11 @@ def test_classes_of_the_text_are_measured_for_every_dictionary_and_judged(checko
         ["H1", "matryoshka", "topk", "undecided"],
         ["H2", "matryoshka", "topk", "undecided"],
     ]
+    probing = pd.read_csv(classes_of(2) / "probing.csv")
+    assert probing[["name", "k"]].to_numpy().tolist() == [["y", 16], *([n, k] for n in names for k in (1, 2, 5))]
+    assert set(probing["items"]) == {8}
+    assert probing.loc[0, "auc"] == 1
+    assert probing["difference"].notna().tolist() == [False] * 7 + [True] * 3
     first = {path.name: path.read_bytes() for path in classes_of(2).iterdir()}
     classes.work(2)
     assert {path.name: path.read_bytes() for path in classes_of(2).iterdir()} == first
@@ -75,8 +81,7 @@ def test_tables_have_no_rows_where_classes_are_left_out_or_the_text_has_none(che
     YAML().dump(checkout, Path("params.yaml"))
     with caplog.at_level("INFO"):
         classes.work(2)
-    assert pd.read_csv(classes_of(2) / "classes.csv").empty
-    assert pd.read_csv(classes_of(2) / "hypotheses.csv").empty
+    assert all(pd.read_csv(classes_of(2) / name).empty for name in ("classes.csv", "probing.csv", "hypotheses.csv"))
     if "tokens" not in changes:
         needs = f"{checkout['classes']['members']} words that occur {checkout['classes']['occurrences']} times"
         assert f"classes: 0 of 3 have {needs} in {TOKENS} tokens" in caplog.text

@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from transcoders.activations.reader import LabelledBatch
@@ -24,6 +26,10 @@ class Activity(NamedTuple):
     mean: Float[Tensor, "d_hidden"]
     """Mean activation over all tokens."""
     l0: float
+
+    def means(self, counts: NDArray[np.int64]) -> Float[Tensor, "words d_hidden"]:
+        """Return the mean activation of each latent over the tokens of each word, of which there are ``counts``."""
+        return self.total[:-1] / torch.from_numpy(counts)[:, None].float()
 
 
 @torch.no_grad()

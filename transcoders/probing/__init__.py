@@ -1,1 +1,1 @@
-"""k-sparse probing: how much of a label of a document a few latents tell."""
+"""k-sparse probing: how much of a label of a document, or of a word, a few latents tell."""
