@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure and write the tables of docs/benchmarks.md (`make bench`)."""
+"""`python -m benchmarks`: measure, and write tables of the pages in docs/ (`make bench`)."""
 
 import argparse
 import logging
@@ -12,7 +12,7 @@ import torch
 from benchmarks import chain, collect, crosslayer, hedging, letters, quality, shuffle, step, stores, throughput, world
 from benchmarks.contenders import Size
 
-PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+PAGES = Path(__file__).parent.parent / "docs"
 HEADERS = {
     "peers": (
         "d, F, k, B | encoder matmul (ms) | our step (ms) | matmul / step"
@@ -37,7 +37,7 @@ HEADERS = {
     "hedging": "the second half trains | change of an old row | its share in the span of the new rows | beyond chance",
     "letters": "layer | F1 on x | F1 on y | on y, letters dealt anew",
     "chain": "way | NMSE | skipped hops | path length (in truth 4)",
-    "world": "way | NMSE | roots | children | leaves | in no tree | absorption | F1 | unique",
+    "world": "score | untrained | topk | " + " | ".join(f"{way} − topk" for way in world.WAYS[1:]),
 }
 STEP_TABLES = ("peers", "options", "memory")
 
@@ -52,10 +52,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200_000, help="of it, for quality, shuffle and hedging")
     parser.add_argument("--world-tokens", type=int, default=2_000_000, help="for world, each seen once")
     parser.add_argument("--epochs", type=int, default=1, help="for quality")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the file whose tables to replace")
+    parser.add_argument("--pages", type=Path, default=PAGES, help="the folder of the pages whose tables to replace")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    write(run(torch.device(args.device), args), args.page)
+    write(run(torch.device(args.device), args), args.pages)
 
 
 def run(device: torch.device, args: argparse.Namespace) -> dict[str, list[str]]:
@@ -84,28 +84,25 @@ def run(device: torch.device, args: argparse.Namespace) -> dict[str, list[str]]:
     if "stores" in wanted and (args.data / "model").is_dir():
         rows["stores"] = stores.run(args.data / "model", device)
     if "letters" in wanted and (args.data / "model").is_dir():
-        rows["letters"] = letters.run(args.data / "model", device)
+        rows["letters"] = letters.run(args.data / "model", device, args.pages / "letters")
     if "chain" in wanted:
         rows["chain"] = chain.run()
     if "world" in wanted:
-        rows["world"] = world.run(args.world_tokens, args.page.parent / "world")
+        rows["world"] = world.run(args.world_tokens, args.pages / "world")
     return rows
 
 
-def write(rows: dict[str, list[str]], page: Path) -> None:
-    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` on the page."""
-    text = page.read_text()
+def write(rows: dict[str, list[str]], pages: Path) -> None:
+    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` on the page of ``pages`` that has these."""
     for name, lines in rows.items():
-        header = HEADERS.get(name)
-        if header:
-            columns = header.count("|") + 1
-            lines = [f"| {header} |", "|" + " --- |" * columns, *lines]
-        block = f"<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- /{name} -->"
-        pattern = f"<!-- {name} -->.*<!-- /{name} -->"
-        text, replacements = re.subn(pattern, block.replace("\\", r"\\"), text, flags=re.DOTALL)
-        if not replacements:
-            raise SystemExit(f"{page} has no <!-- {name} --> … <!-- /{name} -->: add them")
-    page.write_text(text)
+        block = re.compile(f"<!-- {name} -->.*<!-- /{name} -->", re.DOTALL)
+        page = next((page for page in sorted(pages.glob("*.md")) if block.search(page.read_text())), None)
+        if page is None:
+            raise SystemExit(f"no page in {pages} has <!-- {name} --> … <!-- /{name} -->: add them")
+        if header := HEADERS.get(name):
+            lines = [f"| {header} |", "|" + " --- |" * (header.count("|") + 1), *lines]
+        table = "\n".join([f"<!-- {name} -->", *lines, f"<!-- /{name} -->"])
+        page.write_text(block.sub(table.replace("\\", r"\\"), page.read_text()))
 
 
 def _rounds(size: Size, rounds: int) -> int:

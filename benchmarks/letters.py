@@ -1,12 +1,17 @@
 """How well each layer's x and y tell the first letter of a word: where the first-letter task can be put at all."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from transcoders.absorption.settings import AbsorptionSettings
 from transcoders.absorption.words import Task, fit_probes, read_words
+from transcoders.figures.style import PALETTE, STYLE, save
 from transcoders.language.model import load_bridge, load_tokenizer
 from transcoders.language.settings import HookSettings
 from transcoders.language.taps import resolve_tap
@@ -15,21 +20,46 @@ from transcoders.language.tokens import context_start
 WORDS = 3000
 
 
-def run(model: Path, device: torch.device) -> list[str]:
+class LayerScores(NamedTuple):
+    """Hold the mean F1 over letters of a layer's probes, on words that they did not see."""
+
+    on_x: float
+    on_y: float
+    by_chance: float
+    """On y, for letters dealt anew."""
+
+
+def run(model: Path, device: torch.device, drawing: Path) -> list[str]:
     """Return a row for each layer: mean F1 over letters of probes on x, on y, and on y with the letters dealt anew."""
     bridge, tokenizer = load_bridge(model, device), load_tokenizer(model)
     start = context_start(tokenizer, None).ids
     settings = AbsorptionSettings(words=WORDS)
-    rows = []
+    of_layers = []
     for layer in range(len(bridge.blocks)):
         task = read_words(bridge, resolve_tap(bridge, layer, HookSettings()), tokenizer, start, settings)
         shuffled = np.random.default_rng(0).permutation(task.words).tolist()
         tasks = (task._replace(y=task.x), task, task._replace(words=shuffled))
-        on_x, on_y, by_chance = (mean_f1(each) for each in tasks)
-        rows.append(f"| {layer} | {on_x:.2f} | {on_y:.2f} | {by_chance:.2f} |")
-    return rows
+        of_layers.append(LayerScores(*map(mean_f1, tasks)))
+    save(draw(of_layers), drawing)
+    return [f"| {layer} | {' | '.join(f'{f1:.2f}' for f1 in of)} |" for layer, of in enumerate(of_layers)]
 
 
 def mean_f1(task: Task) -> float:
     """Return the mean over letters of the F1 of a probe on the test words."""
     return float(fit_probes(task).f1.mean())
+
+
+def draw(of_layers: Sequence[LayerScores]) -> Figure:
+    """Draw the mean F1 of each layer's probes on x and on y, over that of letters dealt anew."""
+    names = ("x, what the MLP receives", "y, what it writes", "y, letters dealt anew")
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for name, colour, values in zip(names, (*PALETTE[:2], "#8C8C8C"), zip(*of_layers, strict=True), strict=True):
+            axes.plot(range(len(values)), values, "o-", label=name, color=colour, markersize=4)
+        axes.set(
+            xlabel="layer", ylabel="mean F1 over letters", ylim=(0, 1), title="Which letter does a word begin with?"
+        )
+        axes.set_xticks(range(len(of_layers)))
+        axes.legend(loc="upper right")
+    return figure

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
@@ -24,33 +25,49 @@ from torch.nn.functional import normalize
 from benchmarks.measure import over_seeds
 from transcoders.activations.reader import Batch, LabelledBatch
 from transcoders.dictionary.transcoder import Transcoder
+from transcoders.evaluation.intervals import paired
 from transcoders.figures.style import STYLE, colours_of, legend_of_runs, save
 from transcoders.training.config import config_of
 from transcoders.training.settings import TrainSettings, VariantSettings
-from transcoders.training.start import Start, measure, sample_of
+from transcoders.training.start import Start, initialise_, measure, sample_of
 from transcoders.training.trainer import Job, Trainer
 
 WAYS = ("topk", "matryoshka", "plt", "matryoshka_batchtopk", "ortsae")
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 FOUND = 0.7
 """Cosine of a decoder row to a feature's direction from which on the dictionary has the feature."""
+ALIKE = 0.5
+"""Cosine from which on a latent is a child's: 0.71 is left of one that has absorbed a parent of equal size."""
 HELD_OUT, CHUNK = 65_536, 4096
 DEPTHS = ("roots", "children", "leaves", "alone")
+TITLES = {
+    "nmse": "NMSE",
+    "l0": "L0",
+    "roots": "roots",
+    "children": "children",
+    "leaves": "leaves",
+    "alone": "in no tree",
+    "absorption": "absorption",
+    "contamination": "contamination",
+    "hedging": "hedging",
+    "f1": "F1",
+    "unique": "unique",
+}
 SAMPLES = 10**6
 """Numbers of batches from here on are of tokens that are not trained on."""
 
 
 class Shape(NamedTuple):
-    """Say how large a world is."""
+    """Say how large a world is: a quarter of a layer's width, so that rare features are seen often in little time."""
 
-    d: int = 640
-    trees: int = 128
+    d: int = 160
+    trees: int = 32
     children: int = 4
     """Of each feature in a tree that is not at its lowest level."""
     levels: int = 3
-    alone: int = 1408
+    alone: int = 352
     """Features in no tree."""
-    mean_l0: float = 34.0
+    mean_l0: float = 8.5
     zipf: float = 0.5
     with_child: float = 0.8
     """Share of a parent's firings with exactly one child."""
@@ -127,6 +144,7 @@ class Scores(NamedTuple):
     """Say what a dictionary made of a world."""
 
     nmse: float
+    l0: float
     roots: float
     """Mean cosine to the decoder rows that are matched to the roots, and so on."""
     children: float
@@ -134,6 +152,10 @@ class Scores(NamedTuple):
     alone: float
     absorption: float
     """Mean over parents that are found of P(silent | with a child) - P(silent | alone)."""
+    contamination: float
+    """Mean cosine of children's latents, of those that are ``ALIKE`` their child, to the parent's direction."""
+    hedging: float
+    """Mean over parents that are found of the cosine of their latent to the sum of their children's directions."""
     f1: float
     """Mean over living latents, as detectors of the features that they detect best."""
     unique: float
@@ -157,15 +179,27 @@ def world_of(shape: Shape, seed: int) -> World:
     return World(shape, torch.cat(depth).long(), threshold, causes, x, y)
 
 
-def train(world: World, settings: TrainSettings, variant: VariantSettings, tokens: int, seed: int) -> Transcoder:
-    """Train a dictionary on so many tokens, each of which is seen once."""
+def start_of(world: World, seed: int) -> Start:
+    """Return what latents are initialised from."""
     first = world.batch(CHUNK * 8, (seed + 1) * SAMPLES - 1)
     unlabelled = np.zeros(len(first.x), np.int32)
     sample = [LabelledBatch(first.x, first.y, unlabelled, unlabelled)]
-    statistics = measure(sample)
-    config = config_of(settings, variant, world.shape.d, statistics, {})
+    return Start(measure(sample), sample_of(sample), seed)
+
+
+def untrained(world: World, settings: TrainSettings, seed: int) -> Transcoder:
+    """Return the dictionary that training starts from: what any score of a trained one stands beside."""
+    start = start_of(world, seed)
+    model = Transcoder(config_of(settings, VariantSettings(), world.shape.d, start.statistics, {}))
+    initialise_(model, start)
+    return model.requires_grad_(False)
+
+
+def train(world: World, settings: TrainSettings, variant: VariantSettings, tokens: int, seed: int) -> Transcoder:
+    """Train a dictionary on so many tokens, each of which is seen once."""
+    start = start_of(world, seed)
+    config = config_of(settings, variant, world.shape.d, start.statistics, {})
     reader = Reader(world, settings.batch_size, tokens, seed)
-    start = Start(statistics, sample_of(sample), seed)
     with TemporaryDirectory() as folder:
         held_out = [world.batch(2048, (seed + 1) * SAMPLES - 2)]
         job = Job(config, settings, variant, reader, start, held_out, Path(folder) / "c", torch.device("cpu"), 10**6)
@@ -187,11 +221,18 @@ class Counts(NamedTuple):
 @torch.no_grad()
 def scores(model: Transcoder, world: World, tokens: int = HELD_OUT) -> Scores:
     """Compare a dictionary with the features, on ``tokens`` that it was not trained on."""
-    cosine = normalize(model.W_dec) @ world.y.T
-    parents = torch.cat([torch.arange(len(world.y))[world.parents_of(n)] for n in range(1, world.shape.levels)])
-    nmse, counts = _count(model, world, parents, cosine.argmax(0)[parents], tokens)
+    cosine, levels = normalize(model.W_dec) @ world.y.T, range(1, world.shape.levels)
+    features = torch.arange(len(world.y))
+    parents = torch.cat([features[world.parents_of(level)] for level in levels])
+    children = torch.cat([features[world.children_of(level)] for level in levels]).view(-1, world.shape.children)
+    best = cosine.max(0)
+    latents, found = best.indices[parents], best.values[parents] >= FOUND
+    nmse, counts = _count(model, world, parents, latents, tokens)
     with_child, alone = counts.silent / counts.parents
-    usable = (cosine.amax(0)[parents] >= FOUND) & (counts.parents > 0).all(0)
+    usable = found & (counts.parents > 0).all(0)
+    of_parents = cosine[best.indices[children], parents[:, None]][best.values[children] >= ALIKE]
+    together = normalize(world.y[children].sum(1))
+    hedging = (normalize(model.W_dec[latents]) * together).sum(1)[found]
     rows, columns = linear_sum_assignment(-cosine.abs().numpy())
     matched = torch.zeros(len(world.y))
     matched[columns] = cosine.abs()[rows, columns]
@@ -201,8 +242,11 @@ def scores(model: Transcoder, world: World, tokens: int = HELD_OUT) -> Scores:
     detected = f1.max(1)
     return Scores(
         nmse,
+        float(counts.latents.sum()) / (tokens // CHUNK * CHUNK),
         *(float(matched[kind].mean()) for kind in kinds),
         float((with_child - alone)[usable].mean()),
+        float(of_parents.mean()),
+        float(hedging.mean()),
         float(detected.values.mean()),
         len(detected.indices.unique()) / len(f1),
     )
@@ -239,20 +283,45 @@ def _count(
     return error / energy, counts
 
 
-def run(tokens: int, drawing: Path, seeds: int = 2) -> list[str]:
-    """Return a row for each way to train: the mean over seeds of each score, and half of its range; draw them too."""
-    variants, world = YAML(typ="safe").load(PARAMS)["variants"], world_of(Shape(), seed=0)
-    settings = TrainSettings(d_hidden="8x", k=round(world.shape.mean_l0), epochs=1, validate_every=10**6)
-    results = {}
-    for name in WAYS:
-        variant = VariantSettings(**variants[name])
-        results[name] = [scores(train(world, settings, variant, tokens, seed), world) for seed in range(seeds)]
+def run(tokens: int, drawing: Path, seeds: int = 3) -> list[str]:
+    """Return a row for each score: of the untrained and the plain dictionary, and of what the others have beyond it.
+
+    Each seed has a world of its own, the same for all ways to train; intervals (95 %) are Student's t over seeds.
+    """
+    variants, shape = YAML(typ="safe").load(PARAMS)["variants"], Shape()
+    settings = TrainSettings(d_hidden="8x", k=round(shape.mean_l0), epochs=1, validate_every=10**6)
+    of_start: list[Scores] = []
+    results: dict[str, list[Scores]] = {name: [] for name in WAYS}
+    for seed in range(seeds):
+        world = world_of(shape, seed)
+        of_start.append(scores(untrained(world, settings, seed), world))
+        for name, of_seeds in results.items():
+            of_seeds.append(scores(train(world, settings, VariantSettings(**variants[name]), tokens, seed), world))
     save(draw(results), drawing)
-    return [f"| {name} | {' | '.join(map(over_seeds, zip(*of, strict=True)))} |" for name, of in results.items()]
+    return rows_of(of_start, results)
+
+
+def rows_of(of_start: Sequence[Scores], results: Mapping[str, Sequence[Scores]]) -> list[str]:
+    """Return a row for each score; ``results`` are of the plain way first, a score of each seed."""
+    plain, *others = (pd.DataFrame(of_seeds) for of_seeds in results.values())
+    rows = []
+    for score, of_untrained in pd.DataFrame(of_start).items():
+        differences = [with_interval(of_way[score], plain[score]) for of_way in others]
+        unknown = of_untrained.isna().any()  # where no parent or no child is found by chance
+        cells = ["–" if unknown else over_seeds(of_untrained.tolist()), over_seeds(plain[score].tolist()), *differences]
+        rows.append(f"| {TITLES[str(score)]} | {' | '.join(cells)} |".replace("-", "−"))
+    return rows
+
+
+def with_interval(ours: pd.Series, theirs: pd.Series) -> str:
+    """Return the mean difference over seeds and its interval, in bold where that excludes 0."""
+    mean, low, high = paired(ours, theirs)
+    text = f"{mean:+.3f} [{low:.3f}, {high:.3f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
 
 
 def draw(results: Mapping[str, Sequence[Scores]]) -> Figure:
-    """Draw how well features are found by their depth, and absorption over the error, a point a seed."""
+    """Draw how well features are found by their depth, and contamination over the error, a point a seed."""
     colours = colours_of(f"{name}-{seed}" for name, of_seeds in results.items() for seed in range(len(of_seeds)))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 4), layout="constrained")
@@ -261,11 +330,13 @@ def draw(results: Mapping[str, Sequence[Scores]]) -> Figure:
             colour = colours[f"{name}-0"]
             for of_seed in of_seeds:
                 left.plot(DEPTHS, [getattr(of_seed, depth) for depth in DEPTHS], "o-", color=colour, linewidth=1)
-                right.plot(of_seed.nmse, of_seed.absorption, "o", color=colour, markersize=6)
-        left.set(title="How well features are found", ylabel="mean |cosine| of matched rows", ylim=(0, 1))
-        left.set_xticks(range(len(DEPTHS)), [depth.replace("alone", "in no tree") for depth in DEPTHS])
+                right.plot(of_seed.nmse, of_seed.contamination, "o", color=colour, markersize=6)
+        left.set(title="How well features are found", ylabel="mean |cosine| of matched rows", ylim=(0, 1.04))
+        left.set_xticks(range(len(DEPTHS)), [TITLES[depth] for depth in DEPTHS])
         right.set(
-            title="Absorption and error", xlabel="error, as a share of y's energy", ylabel="absorption of parents"
+            title="Contamination and error",
+            xlabel="error, as a share of y's energy",
+            ylabel="cosine of children's latents to the parent",
         )
         right.margins(x=0.2)
         legend_of_runs(figure, colours)

@@ -66,13 +66,14 @@ def measured(params: Params, layer: int) -> Measured:
         return ordered_batches(inputs.store, everyone, settings.tokens, device)
 
     outputs = read_outputs(read(), words, settings.others, rng)
-    probed, labels = (
-        probe_classes(classes, words, outputs, settings, rng),
-        labels_of_words(classes, params.probing.folds),
-    )
+    probed = probe_classes(classes, words, outputs, settings, rng)
     runs: dict[str, ClassRun] = {}
-    features: list[tuple[str, NDArray[np.float32], list[int | None]]] = []
-    features.append(("y", outputs.means[labels.items].numpy(), [None]))
+    labels = labels_of_words(classes, params.probing.folds)
+    frequency = np.log(words.counts[labels.items, None]).astype(np.float32)
+    features: list[tuple[str, NDArray[np.float32], list[int | None]]] = [
+        ("frequency", frequency, [None]),
+        ("y", outputs.means[labels.items].numpy(), [None]),
+    ]
     for name, model in dictionaries_of(params, layer, inputs, device):
         active = activity(model, read(), words)
         runs[name] = ClassRun(measure(active, model.W_dec.float().cpu(), probed, words), active.l0)

@@ -9,7 +9,7 @@ from stages.common.params import Name, StageParams
 from stages.common.paths import HYPOTHESES, Run, verdicts_of
 from transcoders.core.files import read_json, replacing
 from transcoders.core.tables import read_csv, six_digits, write_csv
-from transcoders.figures.planted import absorption
+from transcoders.figures.planted import effects_and_frontier
 from transcoders.figures.style import colours_of, save
 from transcoders.planted.judge import PlantedRun, as_hypotheses, half_width, judge, table_of_runs
 from transcoders.planted.settings import PlantedSettings
@@ -49,7 +49,7 @@ def work(layer: int) -> None:
     with replacing(verdicts_of(layer)) as folder:
         write_csv(table, folder / "planted.csv")
         write_csv(of_runs, folder / "runs.csv")
-        save(absorption(table, of_runs, colours), folder / "planted")
+        save(effects_and_frontier(table, of_runs, colours), folder / "planted")
         write_csv(as_hypotheses(table), folder / HYPOTHESES)
         (folder / "planted.md").write_text(table.to_markdown(index=False, floatfmt=".3g") + "\n")
     log.info("%s", table.to_string(index=False))

@@ -66,10 +66,11 @@ def test_classes_of_the_text_are_measured_for_every_dictionary_and_judged(checko
         ["H2", "matryoshka", "topk", "undecided"],
     ]
     probing = pd.read_csv(classes_of(2) / "probing.csv")
-    assert probing[["name", "k"]].to_numpy().tolist() == [["y", 16], *([n, k] for n in names for k in (1, 2, 5))]
+    read = [["frequency", 1], ["y", 16], *([name, k] for name in names for k in (1, 2, 5))]
+    assert probing[["name", "k"]].to_numpy().tolist() == read
     assert set(probing["items"]) == {8}
-    assert probing.loc[0, "auc"] == 1
-    assert probing["difference"].notna().tolist() == [False] * 7 + [True] * 3
+    assert probing.loc[1, "auc"] == 1
+    assert probing["difference"].notna().tolist() == [False] * 8 + [True] * 3
     first = {path.name: path.read_bytes() for path in classes_of(2).iterdir()}
     classes.work(2)
     assert {path.name: path.read_bytes() for path in classes_of(2).iterdir()} == first

@@ -1,4 +1,4 @@
-"""The figure of the verdicts stage: what nested dictionaries absorb of planted features, and what that costs."""
+"""The figure of the verdicts stage: what nested dictionaries make of planted features, and what that costs."""
 
 import matplotlib as mpl
 import numpy as np
@@ -6,14 +6,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from transcoders.figures.style import STYLE, Colours, label, legend_of_runs
+from transcoders.figures.style import STYLE, Colours, legend_of_runs
 
 DRAWN = {"absorption": "absorption", "contamination": "contamination", "hedging": "hedging", "lost": "parents lost"}
 """Measures, all of which should be small, and what the figure calls them."""
 
 
-def absorption(judged: pd.DataFrame, runs: pd.DataFrame, colours: Colours) -> Figure:
-    """Draw each variant's difference to the plain one with its interval, and absorption over the error of every run.
+def effects_and_frontier(judged: pd.DataFrame, runs: pd.DataFrame, colours: Colours) -> Figure:
+    """Draw each variant's difference to the plain one with its interval, and contamination over the error of every run.
 
     ``judged`` is the table of verdicts, ``runs`` the one of runs; ``colours`` are by ``<variant>-<seed>``.
     """
@@ -23,14 +23,13 @@ def absorption(judged: pd.DataFrame, runs: pd.DataFrame, colours: Colours) -> Fi
         left, right = figure.subplots(1, 2)
         _draw_effects(left, judged, of_variant)
         for variant, rows in runs.groupby("variant", sort=False):
-            right.plot(rows["nmse"], rows["absorption"], "o", color=of_variant[str(variant)], markersize=6)
-            label(right, str(variant), (rows["nmse"].mean(), rows["absorption"].mean()), (6, 5))
+            right.plot(rows["nmse"], rows["contamination"], "o", color=of_variant[str(variant)], markersize=6)
         right.set_ylim(bottom=min(0, right.get_ylim()[0]))
         right.margins(x=0.2)
         right.set(
-            title="Absorption and error, a point a seed",
+            title="Contamination and error, a point a seed",
             xlabel="NMSE on validation documents",
-            ylabel="absorption of planted parents",
+            ylabel="cosine of children's latents to the parent",
         )
         legend_of_runs(figure, colours)
     return figure

@@ -5,12 +5,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from transcoders.evaluation.bootstrap import Statistic, interval
-from transcoders.evaluation.settings import EvaluateSettings
+from transcoders.evaluation.intervals import with_percentiles
 from transcoders.probing.probes import Labels, mean_auc, parts_of, scores
 from transcoders.probing.settings import ProbingSettings
 
@@ -31,28 +29,25 @@ def table_of(
     """
     if not labels.names:
         return pd.DataFrame(columns=COLUMNS)
-    of, everyone = labels.of, torch.ones(len(labels.of), dtype=torch.bool)
-    shuffled = np.random.default_rng(settings.seed).permutation(of)
+    of, shuffled = labels.of, np.random.default_rng(settings.seed).permutation(labels.of)
     parts, dealt = (parts_of(classes, settings.folds, settings.seed) for classes in (of, shuffled))
-    resampling = EvaluateSettings(bootstrap=settings.bootstrap, seed=settings.seed)
-
-    def auc(judged: NDArray[np.float64]) -> Statistic:
-        return lambda weights: mean_auc(judged, of, parts, weights.numpy())
-
-    statistics: dict[tuple[str, int | None], Statistic] = {}
+    weights, everyone = resamples(len(of), settings), np.ones((1, len(of)))
+    resampled: dict[tuple[str, int | None], NDArray[np.float64]] = {}
     rows: list[dict[str, Any]] = []
     for name, values, sizes in tqdm(features, desc="probing", unit="dictionary"):
         judged, control = scores(values, of, parts, sizes), scores(values, shuffled, dealt, sizes)
         for k, ours, by_chance in zip(sizes, judged, control, strict=True):
-            statistics[name, k] = auc(ours)
-            figures = list(interval(statistics[name, k], everyone, resampling))
+            resampled[name, k] = mean_auc(ours, of, parts, weights)
+            figures = list(with_percentiles(resampled[name, k]))
             if name in plain and plain[name] != name:
-                figures += interval(_less(statistics[name, k], statistics[plain[name], k]), everyone, resampling)
+                figures += with_percentiles(resampled[name, k] - resampled[plain[name], k])
             row = {"name": name, "k": k or values.shape[1], **dict(zip(FIGURES, figures, strict=False))}
-            row["shuffled"] = mean_auc(by_chance, shuffled, dealt, np.ones((1, len(of))))[0]
+            row["shuffled"] = mean_auc(by_chance, shuffled, dealt, everyone)[0]
             rows.append(row | {"classes": len(labels.names), "items": len(of)})
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _less(ours: Statistic, theirs: Statistic) -> Statistic:
-    return lambda weights: ours(weights) - theirs(weights)
+def resamples(items: int, settings: ProbingSettings) -> NDArray[np.float64]:
+    """Return how often each of the items is in each resample [1 + bootstrap, items]; in the first, once."""
+    draws = np.random.default_rng(settings.seed).multinomial(items, np.full(items, 1 / items), settings.bootstrap)
+    return np.concatenate([np.ones((1, items)), draws])
