@@ -28,7 +28,7 @@ from transcoders.circuits.parts import ModelParts, take_apart
 from transcoders.circuits.settings import CircuitSettings
 from transcoders.circuits.writers import Transcoders, writers_of
 from transcoders.training.config import config_of, cross_layer_config_of
-from transcoders.training.crosslayer import measure_layers
+from transcoders.training.crosslayer import start_of_layers
 from transcoders.training.settings import TrainSettings, VariantSettings
 from transcoders.training.start import Start, measure, sample_of
 from transcoders.training.trainer import Job, Trainer
@@ -162,7 +162,9 @@ def train(rows: Batch, variant: VariantSettings, tokens: int, seed: int) -> Tran
     """Train a cross-layer transcoder, or one transcoder for each layer, on so many tokens."""
     nothing = np.zeros(len(rows.x), np.int32)
     if variant.reach is not None:
-        start = measure_layers([LayersBatch(rows.x, rows.y, nothing)], WIDTH, seed)
+        of_layers = zip(rows.x.split(WIDTH, 1), rows.y.split(WIDTH, 1), strict=True)
+        statistics_of = [measure([LabelledBatch(x, y, nothing, nothing)]) for x, y in of_layers]
+        start = start_of_layers(statistics_of, [LayersBatch(rows.x, rows.y, nothing)], seed)
         config = cross_layer_config_of(SETTINGS, variant, WIDTH, dict(enumerate(start.statistics)), {})
         return _trained(config, variant, rows, start, tokens, seed)
     transcoders = {}
