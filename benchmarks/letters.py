@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from transcoders.absorption.settings import AbsorptionSettings
 from transcoders.absorption.words import Task, fit_probes, read_words
-from transcoders.figures.style import PALETTE, STYLE, save
+from transcoders.figures.style import PALETTE, STYLE, legend_below, save
 from transcoders.language.model import load_bridge, load_tokenizer
 from transcoders.language.settings import HookSettings
 from transcoders.language.taps import resolve_tap
@@ -61,5 +61,5 @@ def draw(of_layers: Sequence[LayerScores]) -> Figure:
             xlabel="layer", ylabel="mean F1 over letters", ylim=(0, 1), title="Which letter does a word begin with?"
         )
         axes.set_xticks(range(len(of_layers)))
-        axes.legend(loc="upper right")
+        legend_below(figure, axes.get_lines())
     return figure
