@@ -5,7 +5,6 @@ transcoder of that seed.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -17,6 +16,7 @@ from stages.common.entry import entry, number_argument
 from stages.common.inputs import contexts_of_test_documents, open_inputs
 from stages.common.params import Name, StageParams
 from stages.common.paths import MODEL, Run, circuits_of
+from stages.common.spans import LayersRun
 from transcoders.circuits.files import write_graph
 from transcoders.circuits.pages import index_page
 from transcoders.circuits.parts import ModelParts, load_parts
@@ -50,7 +50,7 @@ class Params(StageParams):
     device: str
 
 
-class Set(NamedTuple):
+class Replacements(NamedTuple):
     """Transcoders that stand in for the MLPs together, what they are called, and their latents' descriptions."""
 
     name: str
@@ -58,13 +58,15 @@ class Set(NamedTuple):
     labels: Labels
 
 
-def sets_of(params: Params, seed: int, device: torch.device) -> Iterator[Set]:
+def sets_of(params: Params, seed: int, device: torch.device) -> Iterator[Replacements]:
     """Yield the sets of transcoders of ``seed``, one at a time: every variant's, then the cross-layer ones."""
     for variant in params.variants:
         runs = {layer: Run(variant, layer, seed) for layer in params.layers}
-        yield Set(variant, {n: Transcoder.load(run.model, device) for n, run in runs.items()}, read_labels(runs))
-    for name, run in params.circuits.crosslayer_sets(seed).items():
-        yield Set(name, files.load(Path("models") / run, device), labels={})
+        by_layer = {layer: Transcoder.load(run.model, device) for layer, run in runs.items()}
+        yield Replacements(variant, by_layer, read_labels(runs))
+    for run in map(LayersRun.named, params.circuits.crosslayer):
+        if run.seed == seed:
+            yield Replacements(f"{run.variant}-{run.span}", files.load(run.model, device), labels={})
 
 
 def losses(params: Params, parts: ModelParts, transcoders: Transcoders) -> dict[str, float]:

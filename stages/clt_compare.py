@@ -22,7 +22,7 @@ from transcoders.training.start import measure
 log = logging.getLogger(__name__)
 OF_A_RUN = ["nmse", "fvu", "total_l0", "dead_fraction", "later_share", "ce_clean", "ce_replaced", "ce_zero"]
 OF_A_RUN += ["loss_recovered", "loss_recovered_low", "loss_recovered_high", "kl"]
-"""Metrics of the table; those of the reconstruction are means over layers."""
+"""Metrics of the table: means over layers, then those with all MLPs replaced, which a budget over layers has not."""
 
 
 class Params(StageParams):
@@ -61,7 +61,7 @@ def of_span(params: Params, span: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         rows.append({"name": name, "kind": "baseline", "span": span, **table[["nmse", "fvu"]].mean()})
     for run in runs:
         metrics = read_json(run.evaluation / "metrics.json", f"run `dvc repro -f clt_evaluate@{run.name}`")
-        rows.append({"name": run.name, "kind": "trained", "span": span, **{key: metrics[key] for key in OF_A_RUN}})
+        rows.append({"name": run.name, "kind": "trained", "span": span, **{key: metrics.get(key) for key in OF_A_RUN}})
         table = read_csv(run.evaluation / "layers.csv", f"clt_evaluate@{run.name}")
         of_layers.append(table.assign(name=run.name))
     return pd.DataFrame(rows), pd.concat(of_layers).assign(span=span)

@@ -4,7 +4,7 @@ import torch
 from pydantic import Field
 
 from stages.common.entry import entry, layers_run_arguments
-from stages.common.inputs import contexts_of_test_documents, open_inputs
+from stages.common.inputs import Inputs, contexts_of_test_documents, open_inputs
 from stages.common.params import StageParams
 from stages.common.paths import MODEL
 from stages.common.spans import LayersRun
@@ -15,6 +15,7 @@ from transcoders.core.devices import resolve_device
 from transcoders.core.files import replacing, rounded, write_json
 from transcoders.core.tables import six_digits, write_csv
 from transcoders.dictionary.crosslayer import files
+from transcoders.dictionary.crosslayer.transcoder import CrossLayerTranscoder
 from transcoders.evaluation.layers import means_of_layers, predict_layers, rows_of_layers
 from transcoders.evaluation.loss import context_batches
 from transcoders.evaluation.settings import EvaluateSettings
@@ -29,6 +30,16 @@ class Params(StageParams):
     device: str
 
 
+def replaced(params: Params, layers: list[int], model: CrossLayerTranscoder, inputs: list[Inputs]) -> dict[str, float]:
+    """Measure the loss of the language model with the MLPs of all ``layers`` replaced, on test documents."""
+    parts, first = load_parts(MODEL, model.b_dec.device), inputs[0]
+    batches = context_batches(*contexts_of_test_documents(first), params.loss_tokens)
+    of_layers = zip(layers, inputs, strict=True)
+    means = {layer: torch.tensor(each.store.attributes["mlp_out_mean"]) for layer, each in of_layers}
+    losses = replaced_losses(parts, model, means, batches, len(first.documents["test"]))
+    return replaced_metrics(losses, len(layers), params.evaluate)
+
+
 def work(run: LayersRun) -> None:
     """Read the model, activations and test documents; write metrics and a row for each layer to data/clt/<run>/."""
     params = Params.read()
@@ -40,12 +51,9 @@ def work(run: LayersRun) -> None:
     predicted = predict_layers(model, ordered_layers(stores, test, params.tokens, device))
     rows = rows_of_layers(model, predicted, len(test), params.evaluate)
     del predicted
-    parts = load_parts(MODEL, device)
-    batches = context_batches(*contexts_of_test_documents(first), params.loss_tokens)
-    means = {n: torch.tensor(s.attributes["mlp_out_mean"]) for n, s in zip(run.layers, stores, strict=True)}
-    losses = replaced_losses(parts, model, means, batches, len(test))
-    replaced = replaced_metrics(losses, len(run.layers), params.evaluate)
-    metrics = {**rounded(means_of_layers(rows)), **replaced, "seed": run.seed, **first.provenance}
+    metrics = {**rounded(means_of_layers(rows)), "seed": run.seed, **first.provenance}
+    if model.config.budget == "layer":  # else a layer's latents are not known before those of later layers
+        metrics |= replaced(params, run.layers, model, inputs)
     with replacing(run.evaluation) as folder:
         write_json(folder / "metrics.json", metrics)
         write_csv(six_digits(rows), folder / "layers.csv")

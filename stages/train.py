@@ -2,27 +2,14 @@
 
 import os
 
-from pydantic import Field
-
 from stages.common.entry import entry, run_arguments
 from stages.common.inputs import open_inputs
 from stages.common.jobs import job_of
-from stages.common.params import StageParams
 from stages.common.paths import Run
-from stages.common.training import train_run
+from stages.common.training import TrainingParams, train_run
 from transcoders.distributed.launch import launched
-from transcoders.distributed.settings import DistributedSettings
-from transcoders.training.settings import CheckpointSettings, TrainSettings, VariantSettings
 
-
-class Params(StageParams):
-    """What decides this stage; the last two decide where and how it runs, and no result."""
-
-    train: TrainSettings
-    device: str
-    variant: VariantSettings = Field(alias="variants.{variant}")
-    distributed: DistributedSettings = DistributedSettings()
-    checkpoints: CheckpointSettings = CheckpointSettings()
+Params = TrainingParams
 
 
 def work(run: Run) -> None:
@@ -30,8 +17,7 @@ def work(run: Run) -> None:
     params = Params.read(variant=run.variant)
     train_run(
         run,
-        params.device,
-        params.distributed.latents,
+        params,
         lambda device, ranks: job_of("train", params, run, open_inputs(run.layer, device), device, ranks),
     )
 

@@ -4,17 +4,16 @@ import numpy as np
 import torch
 from tests_support import make_store
 from torch.nn.functional import normalize
-from training_support import CPU, DEFAULTS, DEVICE
+from training_support import CPU, DEFAULTS, DEVICE, reader_of, trainer_of
 
 from transcoders.activations.layers import LayersReader, ordered_layers
-from transcoders.activations.reader import Batch, ordered_batches
+from transcoders.activations.reader import ordered_batches
 from transcoders.activations.store import Store
 from transcoders.distributed.ranks import ALONE
 from transcoders.training.config import cross_layer_config_of
 from transcoders.training.crosslayer import start_of_layers
 from transcoders.training.settings import TrainSettings, VariantSettings
 from transcoders.training.start import measure
-from transcoders.training.trainer import Job, Trainer
 
 WIDTH = 16
 EVERYTHING = np.ones(1, dtype=bool)
@@ -40,14 +39,5 @@ def cross_layer_trainer(stores, checkpoint, variant=None, ranks=ALONE, device=DE
     statistics = [measure(list(ordered_batches(store, EVERYTHING, 10_000, CPU))) for store in stores]
     start = start_of_layers(statistics, batches, 0)
     config = cross_layer_config_of(settings, variant, WIDTH, dict(enumerate(start.statistics)), {})
-    reader = LayersReader(
-        stores,
-        EVERYTHING,
-        batch_size=settings.batch_size,
-        buffer_tokens=4096,
-        seed=0,
-        device=device,
-        share=ranks.data.share(settings.batch_size),
-    )
-    held_out = [Batch(b.x.to(device), b.y.to(device)) for b in batches]
-    return Trainer(Job(config, settings, variant, reader, start, held_out, checkpoint, device, checkpoint_every, ranks))
+    reader = LayersReader([reader_of(store, settings, ranks, device) for store in stores])
+    return trainer_of(config, settings, variant, reader, start, batches, checkpoint, device, checkpoint_every, ranks)

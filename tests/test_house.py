@@ -86,6 +86,13 @@ def test_what_decides_a_result_is_a_dep(stage, dep):
     assert dep.startswith("data/") or (ROOT / dep).is_dir()
 
 
+def test_locks_of_runs_are_no_part_of_what_stages_depend_on():
+    ignored = subprocess.run(
+        ["dvc", "check-ignore", "models/.topk-9-0.lock"], cwd=ROOT, capture_output=True, check=False
+    )
+    assert ignored.returncode == 0, ignored.stderr
+
+
 def test_a_page_is_made_anew_when_its_script_or_style_changes():
     files = {str(path) for path in files_of(code_deps("features", ROOT), ROOT)}
     assert {f"transcoders/features/page/{name}" for name in ("page.js", "page.css", "index.html")} <= files

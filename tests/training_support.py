@@ -42,16 +42,18 @@ def trainer(store, checkpoint, variant=None, ranks=ALONE, device=DEVICE, checkpo
         input_scale=statistics.x_scale,
         output_scale=statistics.y_scale,
     )
-    reader = ShuffledReader(
-        store,
-        EVERYTHING,
-        batch_size=settings.batch_size,
-        buffer_tokens=4096,
-        seed=0,
-        device=device,
-        share=ranks.data.share(settings.batch_size),
-    )
-    start = Start(statistics, sample_of(batches), 0)
+    reader, start = reader_of(store, settings, ranks, device), Start(statistics, sample_of(batches), 0)
+    return trainer_of(config, settings, variant, reader, start, batches, checkpoint, device, checkpoint_every, ranks)
+
+
+def reader_of(store, settings, ranks, device):
+    share = ranks.data.share(settings.batch_size)
+    sizes = {"batch_size": settings.batch_size, "buffer_tokens": 4096}
+    return ShuffledReader(store, EVERYTHING, **sizes, seed=0, device=device, share=share)
+
+
+def trainer_of(config, settings, variant, reader, start, batches, checkpoint, device, checkpoint_every, ranks):
+    """Return a trainer that validates on the same ``batches``."""
     held_out = [Batch(b.x.to(device), b.y.to(device)) for b in batches]
     return Trainer(Job(config, settings, variant, reader, start, held_out, checkpoint, device, checkpoint_every, ranks))
 

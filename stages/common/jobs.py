@@ -55,7 +55,7 @@ def job_of(stage: str, params: Training, run: Run, inputs: Inputs, device: torch
     train = inputs.train_batches(STATISTICS_TOKENS, CPU)
     start = Start(measure(train), sample_of(train), run.seed)
     config = config_of(settings, params.variant, store.d_model, start.statistics, _provenance(run, inputs, TAPS))
-    reader = ShuffledReader(store, inputs.documents["train"], **_reading(settings, run, device, ranks))
+    reader = _reader(inputs, settings, settings.buffer_tokens, run.seed, device, ranks)
     held_out = ordered_batches(store, inputs.documents["validation"], VALIDATION_TOKENS, device)
     validation = [Batch(batch.x, batch.y) for batch in held_out]
     key, every = resume_key(stage, params, run, [inputs]), params.checkpoints.every
@@ -83,7 +83,8 @@ def layers_job_of(
     check_memory(config, settings.batch_size, SAMPLE_TOKENS, device)
     sample = list(ordered_layers(stores, first.documents["train"], SAMPLE_TOKENS, CPU))
     start = start_of_layers(statistics, sample, run.seed)
-    reader = LayersReader(stores, first.documents["train"], **_reading(settings, run, device, ranks))
+    buffer = settings.buffer_tokens // len(stores)  # as many rows as one layer's reader holds, or a chunk of each
+    reader = LayersReader([_reader(each, settings, buffer, run.seed, device, ranks) for each in inputs])
     held_out = ordered_layers(stores, first.documents["validation"], VALIDATION_TOKENS_OF_LAYERS, device)
     validation = [Batch(batch.x, batch.y) for batch in held_out]
     key, every = resume_key(stage, params, run, inputs), params.checkpoints.every
@@ -105,12 +106,16 @@ def _provenance(run: Run | LayersRun, inputs: Inputs, taps: Sequence[str]) -> di
     return {**attributes, "split_hash": inputs.split_hash, "seed": run.seed, "variant": run.variant}
 
 
-def _reading(settings: TrainSettings, run: Run | LayersRun, device: torch.device, ranks: Ranks) -> dict[str, Any]:
-    """Return how batches are read."""
-    return {
-        "batch_size": settings.batch_size,
-        "buffer_tokens": settings.buffer_tokens,
-        "seed": run.seed,
-        "device": device,
-        "share": ranks.data.share(settings.batch_size),
-    }
+def _reader(
+    inputs: Inputs, settings: TrainSettings, buffer_tokens: int, seed: int, device: torch.device, ranks: Ranks
+) -> ShuffledReader:
+    """Return what gives this process's share of each batch of one layer's training tokens."""
+    return ShuffledReader(
+        inputs.store,
+        inputs.documents["train"],
+        batch_size=settings.batch_size,
+        buffer_tokens=buffer_tokens,
+        seed=seed,
+        device=device,
+        share=ranks.data.share(settings.batch_size),
+    )

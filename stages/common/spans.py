@@ -16,6 +16,19 @@ class LayersRun(NamedTuple):
     """The layers that it spans, such as ``0to17`` or ``3to5+9``."""
     seed: int
 
+    @classmethod
+    def named(cls, name: str) -> "LayersRun":
+        """Return the run that is called ``name``.
+
+        Raises:
+            UserError: no run across layers is called so.
+        """
+        variant, _, rest = name.rpartition("-")[0].rpartition("-")
+        seed = name.rpartition("-")[2]
+        if not (variant and rest and seed.isdecimal()):
+            raise UserError(f"circuits.crosslayer: {name!r} is no run; write variant-span-seed, such as clt-0to17-0")
+        return cls(variant, rest, int(seed))
+
     @property
     def name(self) -> str:
         """The key of the run's stages, as in ``clt@clt-0to17-0``, and the name of its folders."""

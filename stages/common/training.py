@@ -7,13 +7,27 @@ from typing import Protocol
 
 import pandas as pd
 import torch
+from pydantic import Field
 
+from stages.common.params import StageParams
 from stages.common.paths import LIVE
 from transcoders.core.files import alone, replacing, write_json
 from transcoders.core.tables import write_csv
 from transcoders.distributed.ranks import Ranks, joined, local_device
+from transcoders.distributed.settings import DistributedSettings
 from transcoders.training.history import metrics_of
+from transcoders.training.settings import CheckpointSettings, TrainSettings, VariantSettings
 from transcoders.training.trainer import Job, Result, Trainer
+
+
+class TrainingParams(StageParams):
+    """What decides a run; the last two decide where and how it trains, and no result."""
+
+    train: TrainSettings
+    device: str
+    variant: VariantSettings = Field(alias="variants.{variant}")
+    distributed: DistributedSettings = DistributedSettings()
+    checkpoints: CheckpointSettings = CheckpointSettings()
 
 
 class Trained(Protocol):
@@ -28,19 +42,16 @@ class Trained(Protocol):
         """Return the folder of the trained model."""
 
 
-def train_run(run: Trained, device: str, latents: int, job_of: Callable[[torch.device, Ranks], Job]) -> None:
-    """Train the job that ``job_of`` puts together for this process, and write the run's folder.
-
-    ``latents`` processes share a dictionary.
-    """
-    here = local_device(device)
+def train_run(run: Trained, params: TrainingParams, job_of: Callable[[torch.device, Ranks], Job]) -> None:
+    """Train the job that ``job_of`` puts together for this process, and write the run's folder."""
+    device = local_device(params.device)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it writes buffers twice
     with (
-        joined(here, latents) as ranks,
+        joined(device, params.distributed.latents) as ranks,
         alone(run.model, "training it") if ranks.first else nullcontext(),
     ):
-        trainer = Trainer(job_of(here, ranks))
+        trainer = Trainer(job_of(device, ranks))
         live = LIVE / f"{run.name}.csv"
         result = trainer.train(lambda history: write_csv(pd.DataFrame(history.rows), live))
         if ranks.first or result.sharing.processes > 1:

@@ -6,14 +6,17 @@ import signal
 
 import pytest
 import torch
+from crosslayer_support import layered_stores
 from safetensors.torch import load_file, save_file
 from spread import spread
 from tests_support import make_store
+from train_job import trainer_for
 from training_support import run, trainer, weights_of
 
 from transcoders.activations.store import Store
 from transcoders.core.errors import UserError
 from transcoders.dictionary.config import TranscoderConfig
+from transcoders.dictionary.crosslayer import files
 from transcoders.distributed.ranks import Ranks, Team
 from transcoders.training.sliced.transcoder import SlicedTranscoder
 
@@ -41,13 +44,25 @@ JOBS = {
     "stop_gradient": {"variant": {**NESTED, "stop_gradient": True}},
     "progressive": {"variant": {**PROGRESSIVE, "skip": True, "orthogonality": "penalty"}},
     "progressive_batchtopk": {"variant": {**PROGRESSIVE, "encoder": "batchtopk"}},
+    "across": {"variant": {**NESTED, "reach": "all"}},
+    "across_batchtopk": {"variant": {"encoder": "batchtopk", "reach": 1, "skip": True}},
     "unfrozen": {"variant": {**PROGRESSIVE, "previous_lr_scale": 0.3, "joint_finish": 0.3}},
 }
+ACROSS = ("across", "across_batchtopk")
 SHARES = {  # (processes, of which share a dictionary): each variant runs in both ways, on two or three
-    (2, 1): ("topk", "jumprelu", "nested_batchtopk", "progressive", "unfrozen", "groupmax"),
-    (2, 2): ("topk", "batchtopk", "nested", "skip", "groupmax", "stop_gradient", "sampled", "unfrozen"),
+    (2, 1): ("topk", "jumprelu", "nested_batchtopk", "progressive", "unfrozen", "groupmax", "across"),
+    (2, 2): ("topk", "batchtopk", "nested", "skip", "groupmax", "stop_gradient", "sampled", "unfrozen", "across"),
     (3, 1): ("batchtopk", "relu", "skip", "nested", "sampled", "stop_gradient", "progressive_batchtopk"),
-    (3, 3): ("topk", "relu", "jumprelu", "nested_batchtopk", "progressive", "progressive_batchtopk"),
+    (3, 3): (
+        "topk",
+        "relu",
+        "jumprelu",
+        "nested_batchtopk",
+        "progressive",
+        "progressive_batchtopk",
+        "across",
+        "across_batchtopk",
+    ),
 }
 DYING = {"variant": {"encoder": "batchtopk"}, "changes": CHANGES}
 
@@ -59,7 +74,10 @@ def store(tmp_path_factory):
     active = (torch.rand(6000, 24) < 0.1) * (1 + torch.rand(6000, 24))
     x = active @ torch.nn.functional.normalize(torch.randn(24, 16)) + 0.5
     y = 30 * (active @ torch.nn.functional.normalize(torch.randn(24, 16)) - 1.0)
-    return Store(make_store(tmp_path_factory.mktemp("store") / "s.zarr", x, y))
+    folder = tmp_path_factory.mktemp("store")
+    (folder / "layers").mkdir()
+    layered_stores(folder / "layers")
+    return Store(make_store(folder / "s.zarr", x, y))
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +106,10 @@ def spread_runs(store, tmp_path_factory):
 
 
 def assert_as_alone(store, folder, tmp_path, job):
-    t = trainer(store, tmp_path / "c", job["variant"], **job.get("changes", CHANGES))
+    t = trainer_for(job, store, tmp_path / "c", **({} if "changes" in job else CHANGES))
     history = run(t).history
-    weights = load_file(folder / "transcoder.safetensors")
+    file = folder / "transcoder.safetensors"
+    weights = load_file(file) if file.is_file() else files.load(folder).state_dict()
     for name, value in weights_of(t).items():
         assert torch.allclose(weights[name], value, rtol=1e-4, atol=1e-5), name
     theirs = json.loads((folder / "history.json").read_text())

@@ -7,17 +7,27 @@ import sys
 from pathlib import Path
 
 import torch
+from crosslayer_support import cross_layer_trainer
 from safetensors.torch import save_file
 from training_support import run, trainer
 
 from transcoders.activations.store import Store
 from transcoders.dictionary.transcoder import WEIGHTS
-from transcoders.distributed.ranks import grid, joined
+from transcoders.distributed.ranks import ALONE, grid, joined
+
+
+def trainer_for(job, store, checkpoint, ranks=ALONE, **changes):
+    """Return the trainer of ``job``, on the store or, across layers, on those beside it."""
+    changes |= job.get("changes", {})
+    if "reach" not in job["variant"]:
+        return trainer(store, checkpoint, job["variant"], ranks, **changes)
+    stores = [Store(path) for path in sorted((store.path.parent / "layers").iterdir())]
+    return cross_layer_trainer(stores, checkpoint, job["variant"], ranks, **changes)
 
 
 def train(store, folder, ranks, job):
     """``job``: variant, changes to the settings, and optionally the step at which the last rank kills itself."""
-    t = trainer(store, folder / "checkpoint", job["variant"], ranks, **job.get("changes", {}))
+    t = trainer_for(job, store, folder / "checkpoint", ranks)
     if "kill_at" in job and ranks.world.rank == ranks.world.size - 1:
         take = t.stepper.take
 

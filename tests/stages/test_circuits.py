@@ -14,6 +14,7 @@ from test_params import ROOT, changed
 from tests_support import make_store
 
 from stages import circuits
+from stages.common.spans import LayersRun
 from stages.preset import AllParams
 from transcoders.circuits import trace
 from transcoders.circuits.prompts import read_prompts
@@ -193,8 +194,10 @@ def test_a_cross_layer_transcoder_is_traced_in_one_call(checkout, gemma):
 
 
 def test_cross_layer_transcoders_are_traced_with_those_of_their_seed():
-    settings = CircuitSettings(seeds=[0, 1], crosslayer=["clt-0to17-0", "clt_plt-0to17-1", "clt-0to17-1"])
-    assert settings.crosslayer_sets(1) == {"clt_plt-0to17": "clt_plt-0to17-1", "clt-0to17": "clt-0to17-1"}
+    assert LayersRun.named("clt_plt-v2-3to5+9-1") == LayersRun("clt_plt-v2", "3to5+9", 1)
+    assert LayersRun.named("clt-0to17-1").name == "clt-0to17-1"
+    with pytest.raises(UserError, match=r"circuits\.crosslayer: 'clt-1' is no run"):
+        LayersRun.named("clt-1")
     with pytest.raises(UserError, match=r"the seed of clt-0to17-2 is not in circuits\.seeds"):
         AllParams.parse(changed(circuits__seeds=[0], circuits__crosslayer=["clt-0to17-2"]), "params.yaml")
 

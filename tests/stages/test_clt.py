@@ -98,6 +98,24 @@ def test_the_table_has_runs_and_baselines(checkout):
     assert (checkout / "data/clt_compare/layers_4+12.png").stat().st_size > 5000
 
 
+def test_a_budget_over_layers_is_judged_but_for_the_loss(checkout, monkeypatch):
+    params = (checkout / "params.yaml").read_text()
+    content = YAML().load(params)
+    content["clt"]["variants"] = ["clt_token"]
+    YAML().dump(content, checkout / "params.yaml")
+    monkeypatch.setattr(clt_compare, "CLT_COMPARISON", checkout / "data/of_token")
+    run = LayersRun("clt_token", "4+12", 0)
+    try:
+        clt.work(run)
+        clt_evaluate.work(run)
+        clt_compare.work()
+    finally:
+        (checkout / "params.yaml").write_text(params)
+    row = pd.read_csv(checkout / "data/of_token/runs.csv").set_index("name").loc[run.name]
+    assert row["total_l0"] == pytest.approx(16, abs=1)
+    assert row[["ce_replaced", "loss_recovered", "kl"]].isna().all()
+
+
 def test_an_interrupted_run_gives_the_same_bytes(checkout, monkeypatch):
     run = RUNS[0]
     weights = {file.name: file.read_bytes() for file in (checkout / run.model).iterdir() if file.is_file()}

@@ -8,6 +8,7 @@ from tests_support import make_store
 from training_support import DEVICE, run, trainer
 
 from transcoders.activations.layers import LayersReader, check_alike
+from transcoders.activations.reader import ShuffledReader
 from transcoders.activations.store import Store
 from transcoders.core.errors import UserError
 from transcoders.dictionary.crosslayer import files
@@ -173,7 +174,8 @@ def test_stores_of_different_tokens_are_refused(layers, tmp_path):
 
 
 def test_layers_are_read_in_one_order(layers):
-    reader = LayersReader(layers, EVERYTHING, batch_size=100, buffer_tokens=4096, seed=3, device=torch.device("cpu"))
+    options = {"batch_size": 100, "buffer_tokens": 4096, "seed": 3, "device": torch.device("cpu")}
+    reader = LayersReader([ShuffledReader(store, EVERYTHING, **options) for store in layers])
     batch = next(iter(reader.batches(2)))
     found = [
         (store.rows("mlp_in", 0, 6000).float()[:, None] == batch.x[None, :5, n * WIDTH : (n + 1) * WIDTH]).all(2)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transcoders.activations.reader import Batch, ShuffledReader, ordered_batches
-from transcoders.activations.store import CHUNK_ROWS, SHARD_ROWS, Store
+from transcoders.activations.store import SHARD_ROWS, Store
 from transcoders.core.errors import UserError
 
 SHARED = ("model_hash", "text", "context_length", "context_start", "tokens", "left_out")
@@ -64,30 +64,13 @@ def ordered_layers(
 class LayersReader:
     """Read shuffled batches of several layers' stores, which ``check_alike`` has seen.
 
-    A reader of each layer's store with one seed gives the same tokens in the same order. Each holds its part of
-    ``buffer_tokens`` rows, a chunk at least.
+    With one seed, each layer's reader gives the same tokens in the same order.
     """
 
-    def __init__(
-        self,
-        stores: Sequence[Store],
-        documents: NDArray[np.bool_],
-        *,
-        batch_size: int,
-        buffer_tokens: int,
-        seed: int,
-        device: torch.device,
-        share: slice = slice(None),
-    ) -> None:
-        """Count the rows of ``documents``; of each batch of ``batch_size`` the rows ``share`` will be given."""
-        rows = max(CHUNK_ROWS, buffer_tokens // len(stores))
-        self._readers = [
-            ShuffledReader(
-                store, documents, batch_size=batch_size, buffer_tokens=rows, seed=seed, device=device, share=share
-            )
-            for store in stores
-        ]
-        self.tokens, self.batches_per_epoch = self._readers[0].tokens, self._readers[0].batches_per_epoch
+    def __init__(self, readers: Sequence[ShuffledReader]) -> None:
+        """Join readers that differ in their store alone."""
+        self._readers = readers
+        self.tokens, self.batches_per_epoch = readers[0].tokens, readers[0].batches_per_epoch
 
     @property
     def seconds_waited(self) -> float:

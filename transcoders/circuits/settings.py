@@ -39,8 +39,3 @@ class CircuitSettings(Settings):
             if int(name.rsplit("-", 1)[1]) not in self.seeds:
                 raise ValueError(f"crosslayer: the seed of {name} is not in circuits.seeds {self.seeds}; add it there")
         return self
-
-    def crosslayer_sets(self, seed: int) -> dict[str, str]:
-        """Return the runs of cross-layer transcoders of ``seed`` by what the set is called: the name without it."""
-        runs = [name.rsplit("-", 1) for name in self.crosslayer]
-        return {kind: f"{kind}-{number}" for kind, number in runs if int(number) == seed}

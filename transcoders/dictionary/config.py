@@ -14,6 +14,11 @@ PER_LATENT = ("W_enc", "b_enc", "W_dec", "threshold")
 """Weights with a row for each latent."""
 
 
+def kind_of(parameter: str) -> str:
+    """Return which weight a parameter is, of whichever source: the last part of its name."""
+    return parameter.rpartition(".")[2]
+
+
 class TranscoderConfig(Settings):
     """Describe the kind, sizes, units and provenance of a transcoder."""
 

@@ -53,6 +53,10 @@ class OneSource:
         """Return the latents of each source with the decoder that they are written out with."""
         return [Source(latents[0], self.W_dec, 0)]
 
+    def over_slices(self, value: Tensor) -> Tensor:
+        """Return the sum of ``value`` over the slices of the latents: all lie here, so it is what it was."""
+        return value
+
     def encode_sources(self, x: Float[Tensor, "tokens d_in"]) -> list[SparseLatents]:
         """Return each source's latents of normalised inputs."""
         return [self.encode_normalised(x)]

@@ -13,7 +13,7 @@ from transcoders.activations.layers import LayersBatch
 from transcoders.activations.reader import LabelledBatch
 from transcoders.dictionary.crosslayer.transcoder import CrossLayerTranscoder
 from transcoders.evaluation.predictors import affine, constant, moments, pca
-from transcoders.evaluation.reconstruction import Prediction, reconstruction
+from transcoders.evaluation.reconstruction import Prediction, Predictor, reconstruction
 from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.kernels import SparseLatents
 
@@ -57,13 +57,8 @@ def rows_of_layers(
     """
     rows, later = [], model.share_of_later_layers()
     for number, layer in enumerate(model.config.layers):
-        latents = iter([part.latents[number] for part in predicted])
-
-        def given(y_hat: Tensor, y: Tensor, latents: Iterator[SparseLatents] = latents) -> Prediction:
-            return Prediction(y_hat, next(latents))
-
         result = reconstruction(
-            given,
+            _given([part.latents[number] for part in predicted]),
             _of_layer(predicted, number, model.config.d_model),
             documents=documents,
             d_hidden=model.config.d_hidden,
@@ -81,6 +76,12 @@ def means_of_layers(rows: pd.DataFrame) -> dict[str, float]:
     """Return the means over layers of what the layers' rows hold, and L0 of all layers together."""
     means = {name: float(rows[name].mean()) for name in ("nmse", "fvu", "cosine", "l0", "dead_fraction", "later_share")}
     return {"layers": float(len(rows)), **means, "total_l0": float(rows["l0"].sum())}
+
+
+def _given(latents: Iterable[SparseLatents]) -> Predictor:
+    """Return a predictor that is given its predictions in the place of inputs, made by ``latents`` of each batch."""
+    of_batches = iter(latents)
+    return lambda y_hat, y: Prediction(y_hat, next(of_batches))
 
 
 def _of_layer(predicted: list[Predicted], number: int, d: int) -> Iterator[LabelledBatch]:

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from transcoders.dictionary.config import PER_LATENT
+from transcoders.dictionary.config import PER_LATENT, kind_of
 from transcoders.dictionary.dictionary import Dictionary
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.training.adam.step import adam_step_, projected_square_norm
@@ -39,12 +39,12 @@ class Adam:
         """
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         norms = {
-            name: projected_square_norm(self._parameters[name], gradient, unit_rows=_kind(name) == "W_dec")
+            name: projected_square_norm(self._parameters[name], gradient, unit_rows=kind_of(name) == "W_dec")
             for name, gradient in gradients.items()
         }
         squares = torch.stack(list(norms.values()))
         if self._sharing.processes > 1:  # each has the squares of its latents; those of other weights all have
-            sliced = torch.tensor([_kind(name) in PER_LATENT for name in norms], device=squares.device)
+            sliced = torch.tensor([kind_of(name) in PER_LATENT for name in norms], device=squares.device)
             squares = torch.where(sliced, self._sharing.sum_(squares.clone()), squares)
         norm = squares.sum().sqrt()
         if norm.is_cuda:  # stays there: reading it would let the GPU run out of work at every step
@@ -63,14 +63,14 @@ class Adam:
                     lr=rate * factor,
                     eps=EPS,
                     grad_scale=scale,
-                    unit_rows=_kind(name) == "W_dec",
+                    unit_rows=kind_of(name) == "W_dec",
                 )
         return norm
 
     def _rates(self, name: str) -> list[tuple[slice, float]]:
         if not self._slow_rows:
             return [(slice(None), 1.0)]
-        if _kind(name) not in PER_LATENT:
+        if kind_of(name) not in PER_LATENT:
             return [(slice(None), self._slow_rate)]
         return [(slice(self._slow_rows), self._slow_rate), (slice(self._slow_rows, None), 1.0)]
 
@@ -84,11 +84,6 @@ class Adam:
         for name, values in self.moments.items():
             for key in MOMENTS:
                 values[key].copy_(state[f"{key}.{name}"])
-
-
-def _kind(name: str) -> str:
-    """Return what a parameter is, of whichever source."""
-    return name.rpartition(".")[2]
 
 
 class Projection:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from transcoders.dictionary.config import kind_of
 from transcoders.dictionary.dictionary import Config, Dictionary
 from transcoders.training.objective import Objective
 from transcoders.training.optimiser import Adam, Projection
@@ -79,7 +80,7 @@ class Phase:
         self.part = model.part(first, plan.stop)
         fixed = {*model.encoder.without_gradient, *(("b_dec",) if plan.frozen else ())}
         for name, parameter in self.part.named_parameters():
-            parameter.requires_grad_(name.rpartition(".")[2] not in fixed)
+            parameter.requires_grad_(kind_of(name) not in fixed)
         self.objective = Objective(self.part, settings, variant, sharing)
         self.optimiser = Adam(self.part, sharing, slow_rows=plan.new - first, slow_rate=variant.previous_lr_scale)
         self.projections: list[Projection] = []

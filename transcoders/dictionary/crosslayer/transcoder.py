@@ -14,7 +14,7 @@ from transcoders.dictionary.crosslayer.config import CrossLayerConfig
 from transcoders.dictionary.encoders import Encoder, Selection
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.kernels import SparseLatents
-from transcoders.kernels.crosslayer import decode_sources
+from transcoders.kernels import crosslayer as cross_kernels
 from transcoders.kernels.latents import Source
 
 CANDIDATES = 4
@@ -93,7 +93,8 @@ class CrossLayerTranscoder(nn.Module):
 
     def decode_sources(self, latents: Sequence[SparseLatents], x: Float[Tensor, "tokens width"]) -> Tensor:
         """Return the normalised reconstruction of all layers; ``x`` (normalised) feeds the skip connection, if any."""
-        return decode_sources(self.written(latents), self.config.width) + self.b_dec + self._skipped(x)
+        y_hat = self.sources[0].over_slices(cross_kernels.decode_sources(self.written(latents), self.width))
+        return y_hat + self.b_dec + self._skipped(x)
 
     def written(self, latents: Sequence[SparseLatents]) -> list[Source]:
         """Return the latents of each layer with their decoder."""

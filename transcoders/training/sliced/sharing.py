@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from transcoders.dictionary.config import PER_LATENT, TranscoderConfig
+from transcoders.dictionary.config import PER_LATENT, TranscoderConfig, kind_of
 from transcoders.dictionary.dictionary import Config, Dictionary
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.distributed.ranks import Ranks
@@ -78,6 +78,8 @@ class Slices(Sharing):
         """Return AuxK of all dead latents; ``dead`` are those that lie here, of which there may be none."""
         team = self._team
         k = min(model.config.d_in // 2, team.total(len(dead), x.device))
+        if k == 0:
+            return residual.new_zeros(())
         pre = torch.addmm(model.b_enc[dead], x, model.W_enc[dead].T)
         best = pre.detach().topk(min(k, len(dead)))
         candidates = best.values.new_full((len(x), k), -torch.inf)
@@ -115,7 +117,7 @@ class Slices(Sharing):
 
 def _has_rows(name: str) -> bool:
     """Say whether a checkpoint's tensor of this name has a row for each latent."""
-    return name.split(".")[-1] in (*PER_LATENT, "since_fired")
+    return kind_of(name) in (*PER_LATENT, "since_fired")
 
 
 def _slice(model: Dictionary) -> SlicedTranscoder:

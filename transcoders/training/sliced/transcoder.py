@@ -73,9 +73,13 @@ class SlicedTranscoder(Transcoder):
             chosen.append(kernels.select_entries(candidates, mask.flatten()))
         return kernels.concatenate(chosen)
 
+    def over_slices(self, value: Tensor) -> Tensor:
+        """Return the sum of ``value`` over all ranks."""
+        return self.team.summed(value)
+
     def decode_latents(self, latents: SparseLatents) -> Tensor:
         """Return ``z W_dec`` of all ranks."""
-        return self.team.summed(super().decode_latents(latents))
+        return self.over_slices(super().decode_latents(latents))
 
     def _empty(self, start: int, stop: int) -> "SlicedTranscoder":
         local, full = ((0, *(c.prefixes or (c.d_hidden,))) for c in (self.config, self.full_config))
