@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -118,3 +119,17 @@ def test_scripts_and_the_pipeline_can_be_read_at_one_sitting():
 def test_the_laws_of_the_house_hold():
     done = subprocess.run(["lint-imports", "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_every_stage_is_held_to_the_laws():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    stages = {f"stages.{path.stem}" for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__"}
+    for contract in contracts[2:]:
+        assert set(contract.get("modules") or contract["forbidden_modules"]) == stages, contract["name"]
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """Pytest imports test files by their base name where their folder is no package."""
+    files = (ROOT / "tests").rglob("test_*.py")
+    names = [path.name for path in files if not path.with_name("__init__.py").exists()]
+    assert sorted(set(names)) == sorted(names)

@@ -28,6 +28,7 @@ ALL = [
     "clean",
     "words",
     "train",
+    "clt_compare",  # of no variant by default
     "evaluate",
     "absorption",
     "features",

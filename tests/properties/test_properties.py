@@ -162,6 +162,7 @@ def test_parameters_of_a_wrong_type_are_refused_in_one_line_that_names_them(data
     for key in path:
         node = node[key]
     wrong = data.draw(st.sampled_from(OTHERS[type(node)]))
+    assume(not (path[-1] == "reach" and type(wrong) is int))  # all, or a number
     with pytest.raises(UserError) as refused:
         AllParams.parse(put(PARAMETERS, path, wrong), "params.yaml")
     assert "\n" not in str(refused.value)

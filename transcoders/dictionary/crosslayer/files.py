@@ -65,7 +65,7 @@ def is_cross_layer(folder: Path) -> bool:
     """Say whether ``folder`` holds what ``save`` wrote, whole or not."""
     try:
         return CHECKSUMS in json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError):
+    except DAMAGE:
         return False
 
 
