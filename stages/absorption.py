@@ -9,7 +9,7 @@ from stages.common.paths import Run, words_of
 from transcoders.absorption.dictionary import dictionary_of
 from transcoders.absorption.redundancy import redundancy
 from transcoders.absorption.settings import AbsorptionSettings
-from transcoders.absorption.suite import NO_LETTERS, FirstLetterTask
+from transcoders.absorption.suite import NO_CATEGORY, CategoryTask
 from transcoders.absorption.words import load_task
 from transcoders.activations.reader import ordered_batches
 from transcoders.core.devices import resolve_device
@@ -28,24 +28,27 @@ class Params(StageParams):
 
 
 def work(run: Run) -> None:
-    """Read the model, the words and test documents; write metrics and letters to data/absorption/<run>/."""
+    """Read the model, the words and test documents; write metrics and categories to data/absorption/<run>/."""
     params = Params.read()
     device = resolve_device(params.device)
     inputs = open_inputs(run.layer, device)
     model = Transcoder.load(run.model, device)
-    task = FirstLetterTask(*load_task(words_of(run.layer)), params.absorption, params.evaluate)
+    task = CategoryTask(*load_task(words_of(run.layer)), params.absorption, params.evaluate)
     result = task.of_transcoder(model)
     held_out = ordered_batches(inputs.store, inputs.documents["test"], params.evaluate.tokens, device)
     alike = redundancy(dictionary_of(model), held_out, params.absorption.near_parallel)
     metrics = {
-        **rounded({**(result.metrics if result else NO_LETTERS), **alike}),
-        "letters_left_out": task.letters_left_out,
+        **rounded({**(result.metrics if result else NO_CATEGORY), **alike}),
+        "task": params.absorption.task_name,
+        "categories_left_out": task.categories_left_out,
         "seed": run.seed,
         **inputs.provenance,
     }
     with replacing(run.absorption) as folder:
         write_json(folder / "metrics.json", metrics)
-        write_csv(result.letters if result else pd.DataFrame(columns=["letter", "kept"]), folder / "letters.csv")
+        write_csv(
+            result.categories if result else pd.DataFrame(columns=["category", "kept"]), folder / "categories.csv"
+        )
 
 
 if __name__ == "__main__":

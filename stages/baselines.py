@@ -9,7 +9,7 @@ from stages.common.inputs import MOMENT_TOKENS, open_inputs
 from stages.common.params import StageParams
 from stages.common.paths import MODEL, baselines_of, words_of
 from transcoders.absorption.settings import AbsorptionSettings
-from transcoders.absorption.suite import NO_LETTERS, FirstLetterTask, compared
+from transcoders.absorption.suite import NO_CATEGORY, CategoryTask, compared
 from transcoders.absorption.words import load_task
 from transcoders.comparison.baselines import fit_baselines
 from transcoders.core.devices import resolve_device
@@ -40,11 +40,11 @@ def work(layer: int) -> None:
     train = inputs.train_batches(MOMENT_TOKENS, device)
     fitted = fit_baselines(train, latents_of(params.d_hidden, inputs.store.d_model), params.k, params.pca_ranks)
     del train
-    task = FirstLetterTask(*load_task(words_of(layer)), params.absorption, params.evaluate)
+    task = CategoryTask(*load_task(words_of(layer)), params.absorption, params.evaluate)
     of_untrained = task.of_transcoder(fitted.untrained)
     absorption = {
         "affine": task.of_affine(fitted.linear),
-        "untrained": of_untrained.metrics if of_untrained else NO_LETTERS,
+        "untrained": of_untrained.metrics if of_untrained else NO_CATEGORY,
     }
     held_out = open_held_out(inputs, params.evaluate, fitted.output_scale, device)
     evaluations = evaluate(fitted.candidates, held_out, load_bridge(MODEL, device), params.evaluate)

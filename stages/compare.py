@@ -54,7 +54,7 @@ def read_result(run: Run) -> RunResult:
         evaluation=read_json(run.evaluation / "metrics.json", f"run `dvc repro -f {evaluate}`"),
         documents=read_csv(run.evaluation / "documents.csv", evaluate),
         absorption=read_json(run.absorption / "metrics.json", f"run `dvc repro -f {absorption}`"),
-        letters=read_csv(run.absorption / "letters.csv", absorption),
+        categories=read_csv(run.absorption / "categories.csv", absorption),
         features=read_json(run.features / "metrics.json", f"run `dvc repro -f {features}`"),
     )
 

@@ -12,7 +12,7 @@ from stages.common.inputs import MOMENT_TOKENS, open_inputs
 from stages.common.params import StageParams
 from stages.common.paths import MODEL, OFFICIAL, words_of
 from transcoders.absorption.settings import AbsorptionSettings
-from transcoders.absorption.suite import NO_LETTERS, FirstLetterTask, compared
+from transcoders.absorption.suite import NO_CATEGORY, CategoryTask, compared
 from transcoders.absorption.words import load_task
 from transcoders.core.devices import resolve_device
 from transcoders.core.errors import UserError
@@ -65,8 +65,8 @@ def evaluate_one(params: Params, reference: str, model: Transcoder, layer: int) 
         W_dec = model.W_dec.float()
         metrics["mean_max_cosine"] = float(largest_cosines(W_dec, W_dec, same=True).mean())
     if layer in params.run_layers:  # the others have no words
-        result = FirstLetterTask(*load_task(words_of(layer)), params.absorption, params.evaluate).of_transcoder(model)
-        metrics |= compared(result.metrics if result else NO_LETTERS)
+        result = CategoryTask(*load_task(words_of(layer)), params.absorption, params.evaluate).of_transcoder(model)
+        metrics |= compared(result.metrics if result else NO_CATEGORY)
     return {"layer": layer, "d_hidden": model.config.d_hidden, **rounded(metrics)}
 
 

@@ -1,4 +1,4 @@
-"""Stage `words`: the first-letter task of a layer, its words' activations and the probes on them."""
+"""Stage `words`: the words of a layer's absorption task with their activations and the probes on them."""
 
 from stages.common.entry import entry, number_argument
 from stages.common.inputs import open_inputs

@@ -29,7 +29,7 @@ EVALUATION = {
     "split_hash": "s",
     "model_hash": "m",
 }
-LETTERS = ["letter", "kept", "mean_absorption", "splitting", "main_f1", "words"]
+LETTERS = ["category", "kept", "mean_absorption", "splitting", "main_f1", "words"]
 
 
 def documents(count: int = 20) -> pd.DataFrame:
@@ -58,8 +58,14 @@ def result(variant: str, layer: int, seed: int, **changes: Any) -> RunResult:
         history=pd.DataFrame({"step": [1, 2], "nmse": [1.0, 0.3]}),
         evaluation=EVALUATION | {"dead_fraction": dead, "mean_max_cosine": 0.5 + dead / 10},
         documents=changes.pop("documents", documents()),
-        absorption={"mean_absorption": absorption, "full_absorption": 0.0, "splitting": 0.125, "letters": 7.0},
-        letters=changes.pop("letters", letters(absorption)),
+        absorption={
+            "task": "first letters",
+            "mean_absorption": absorption,
+            "full_absorption": 0.0,
+            "splitting": 0.125,
+            "categories": 7.0,
+        },
+        categories=changes.pop("categories", letters(absorption)),
         features={"living": 100.0, "detection_score": 0.7123},
     )._replace(**changes)
 
@@ -73,7 +79,7 @@ def write(root: Path, run: RunResult) -> None:
         f"data/evaluate/{run.name}/metrics.json": run.evaluation,
         f"data/evaluate/{run.name}/documents.csv": run.documents,
         f"data/absorption/{run.name}/metrics.json": run.absorption,
-        f"data/absorption/{run.name}/letters.csv": run.letters,
+        f"data/absorption/{run.name}/categories.csv": run.categories,
         f"data/features/{run.name}/metrics.json": run.features,
     }
     for name, content in files.items():

@@ -1,5 +1,6 @@
 """Absorption and splitting, on dictionaries of which they are known."""
 
+import string
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,11 +8,12 @@ import pytest
 import torch
 
 from transcoders.absorption.dictionary import Dictionary, dictionary_of
-from transcoders.absorption.measure import absorption, readable_letters, skip_alone
+from transcoders.absorption.measure import absorption, readable_categories, skip_alone
+from transcoders.absorption.prompts import HYPERNYMS, categories_of, task_prompts, words_of_task
 from transcoders.absorption.redundancy import near_parallel_pairs, redundancy
 from transcoders.absorption.settings import AbsorptionSettings
 from transcoders.absorption.shares import Along, carried
-from transcoders.absorption.suite import NO_LETTERS, FirstLetterTask, compared
+from transcoders.absorption.suite import NO_CATEGORY, CategoryTask, compared
 from transcoders.absorption.words import (
     NO_TASK,
     Probes,
@@ -20,9 +22,8 @@ from transcoders.absorption.words import (
     load_task,
     read_words,
     save_task,
-    single_token_words,
-    spelling_prompts,
 )
+from transcoders.classes.words import read_table
 from transcoders.core.errors import UserError
 from transcoders.dictionary.config import TranscoderConfig
 from transcoders.dictionary.transcoder import Transcoder
@@ -54,7 +55,7 @@ class World:
         noise = torch.from_numpy(rng.normal(size=(WORDS, len(basis)))).float()
         y = STRENGTH * (self.p[self.letter] + self.e[self.topic]) + 0.3 * noise
         names = [f"{LETTERS[i]}{n}" for n, i in enumerate(self.letter)]
-        self.task = Task(names, x, y, torch.arange(WORDS) < 1000)
+        self.task = Task(names, np.array([name[0] for name in names]), x, y, torch.arange(WORDS) < 1000)
         self.probes = fit_probes(self.task)
 
 
@@ -100,14 +101,14 @@ def planted(world, left=0.0):
 
 
 def of_letter(result, letter):
-    return result.letters.set_index("letter").loc[letter]
+    return result.categories.set_index("category").loc[letter]
 
 
 def test_a_clean_dictionary_absorbs_nothing(world):
     result = absorption(clean(world), world.task, world.probes, SETTINGS, SAMPLING)
     for name in ("mean_absorption", "full_absorption", "splitting", "skip_share"):
         assert result.metrics[name] == result.metrics[f"{name}_high"] == 0
-    assert result.metrics["letters"] == result.metrics["letters_with_latent"] == len(LETTERS)
+    assert result.metrics["categories"] == result.metrics["categories_with_latent"] == len(LETTERS)
     assert result.metrics["main_share"] > 0.9
     assert result.metrics["main_f1"] == 1
     assert [int(of_letter(result, letter)["main_latents"]) for letter in LETTERS] == list(range(len(LETTERS)))
@@ -120,7 +121,7 @@ def test_planted_absorption_is_found_where_it_is_and_nowhere_else(world):
     share = (world.topic[judged] < 10).mean()
     assert of_letter(result, "s")["mean_absorption"] == pytest.approx(share, abs=0.01)
     assert of_letter(result, "s")["full_absorption"] == pytest.approx(share, abs=0.01)
-    assert (result.letters.set_index("letter").drop(index="s")["mean_absorption"] == 0).all()
+    assert (result.categories.set_index("category").drop(index="s")["mean_absorption"] == 0).all()
     overall = result.metrics["mean_absorption"]
     assert overall == pytest.approx(share / len(LETTERS), abs=0.01)
     assert 0 < result.metrics["mean_absorption_low"] < overall < result.metrics["mean_absorption_high"] < 2 * overall
@@ -211,9 +212,9 @@ def test_letters_with_weak_probes_are_left_out_and_named(world):
     y[:, LETTERS.index("b")] = 0
     task = world.task._replace(y=y)
     result = absorption(clean(world), task, fit_probes(task), SETTINGS, SAMPLING)
-    assert result.letters[~result.letters["kept"]]["letter"].tolist() == ["a", "b"]
-    assert result.metrics["letters"] == 3
-    with pytest.raises(UserError, match=r"absorption\.least_probe_f1: 1\.0 leaves out every letter; the best probe"):
+    assert result.categories[~result.categories["kept"]]["category"].tolist() == ["a", "b"]
+    assert result.metrics["categories"] == 3
+    with pytest.raises(UserError, match=r"absorption\.least_probe_f1: 1\.0 leaves out every category; the best probe"):
         absorption(
             clean(world),
             task._replace(),
@@ -230,7 +231,9 @@ def test_a_dictionary_of_dead_latents_is_an_error(world):
 
 
 def test_too_few_words_for_a_probe_are_an_error(world):
-    few = Task(world.task.words[:20], world.task.x[:20], world.task.y[:20], torch.arange(20) < 10)
+    few = Task(
+        world.task.words[:20], world.task.categories[:20], world.task.x[:20], world.task.y[:20], torch.arange(20) < 10
+    )
     with pytest.raises(UserError, match=r"absorption\.words"):
         fit_probes(few)
 
@@ -246,22 +249,22 @@ def test_a_vocabulary_without_words_is_an_error():
     with pytest.raises(
         UserError, match=r"model\.name: .*vocabulary of 256 has 0; choose a model .*absorption\.words: 0$"
     ):
-        single_token_words(Bytes(), 100)
+        words_of_task(Bytes(), SETTINGS)
 
 
 def test_the_task_can_be_left_out(tmp_path, caplog):
     save_task(tmp_path / "words.safetensors", *NO_TASK)
-    task = FirstLetterTask(*load_task(tmp_path / "words.safetensors"), AbsorptionSettings(words=0), SAMPLING)
+    task = CategoryTask(*load_task(tmp_path / "words.safetensors"), AbsorptionSettings(words=0), SAMPLING)
     assert task.of_transcoder(Transcoder(TranscoderConfig(d_in=3, d_out=3, d_hidden=8, k=2))) is None
-    assert task.of_affine(lambda x, y: Prediction(x, None)) == NO_LETTERS
-    assert task.letters_left_out == "abcdefghijklmnopqrstuvwxyz"
-    assert "absorption.words: 0 leaves the first-letter task out" in caplog.text
+    assert task.of_affine(lambda x, y: Prediction(x, None)) == NO_CATEGORY
+    assert task.categories_left_out == ", ".join(string.ascii_lowercase)
+    assert "absorption.words: 0 leaves the absorption task out" in caplog.text
 
 
 @pytest.mark.parametrize("right", [1, 2, 5, 6, 7])
 def test_a_letter_with_few_right_words_has_an_interval(world, right):
     """Resamples that draw none of them have no value, and count for nothing."""
-    words = np.flatnonzero(world.task.test.numpy() & (world.task.initials == "s"))[:right]
+    words = np.flatnonzero(world.task.test.numpy() & (world.task.categories == "s"))[:right]
     mask = torch.zeros_like(world.probes.right)
     mask[LETTERS.index("s"), words] = True
     f1 = torch.where(mask.any(1), 1.0, 0.0)
@@ -274,7 +277,7 @@ def test_a_task_is_kept_in_a_file(world, tmp_path):
     save_task(tmp_path / "words.safetensors", world.task, world.probes)
     task, probes = load_task(tmp_path / "words.safetensors")
     assert task.words == world.task.words
-    assert probes.letters == list(LETTERS)
+    assert probes.categories == list(LETTERS)
     assert torch.equal(task.y, world.task.y)
     assert torch.equal(probes.direction, world.probes.direction)
     first = (tmp_path / "words.safetensors").read_bytes()
@@ -290,12 +293,12 @@ def test_words_are_read_where_they_stand_in_the_prompt(gemma):
     bridge = load_bridge(gemma, torch.device("cpu"))
     settings = AbsorptionSettings(words=60)
     task = read_words(bridge, resolve_tap(bridge, 0, HookSettings()), tokenizer, [2], settings)
-    assert sorted(task.words) == sorted(word.text for word in single_token_words(tokenizer, 60))
+    assert sorted(task.words) == sorted(word.text for word in words_of_task(tokenizer, settings))
     assert int(task.test.sum()) == 18
     assert task.x.shape == task.y.shape == (60, 640)
-    words = single_token_words(tokenizer, 60)
+    words = words_of_task(tokenizer, settings)
     words = [words[i] for i in np.random.default_rng(0).permutation(60)]
-    prompts = spelling_prompts(words, tokenizer, 0, [2], None)
+    prompts = task_prompts(words, tokenizer, 0, [2], None)
     assert [row[i] for row, positions in prompts for i in positions] == [word.token for word in words]
     text = tokenizer.decode(prompts[0][0][1:])
     assert text.startswith(f" {text.split(':')[0].strip()}: {text.strip()[0].upper()}\n")
@@ -325,22 +328,48 @@ def test_a_probe_that_is_never_right_is_no_letter_to_absorb():
     """Nothing can be averaged over no words, also where ``least_probe_f1`` is 0."""
     directions, right = torch.eye(2), torch.zeros(2, 3, dtype=torch.bool)
     probes = Probes(["a", "b"], directions, right, torch.tensor([0.0, 0.5]))
-    assert readable_letters(probes, AbsorptionSettings(least_probe_f1=0.0)) == [1]
+    assert readable_categories(probes, AbsorptionSettings(least_probe_f1=0.0)) == [1]
 
 
 def test_a_layer_whose_y_tells_no_letter_is_not_measured_and_that_is_no_error(world, caplog):
     unreadable = world.probes._replace(f1=torch.zeros(len(LETTERS)))
-    task = FirstLetterTask(world.task, unreadable, SETTINGS, SAMPLING)
+    task = CategoryTask(world.task, unreadable, SETTINGS, SAMPLING)
     model = Transcoder(TranscoderConfig(d_in=3, d_out=world.task.y.shape[1], d_hidden=8, k=2))
     assert task.of_transcoder(model) is None
-    assert task.of_affine(lambda x, y: Prediction(world.task.y, None)) == NO_LETTERS
+    assert task.of_affine(lambda x, y: Prediction(world.task.y, None)) == NO_CATEGORY
     assert caplog.text.count("not measured: absorption.least_probe_f1") == 2
-    assert task.letters_left_out == "abcdefghijklmnopqrstuvwxyz"
+    assert task.categories_left_out == ", ".join(string.ascii_lowercase)
 
 
 def test_a_task_is_put_to_a_map_and_says_which_letters_it_leaves_out(world):
-    task = FirstLetterTask(world.task, world.probes, SETTINGS, SAMPLING)
+    task = CategoryTask(world.task, world.probes, SETTINGS, SAMPLING)
     metrics = task.of_affine(lambda x, y: Prediction(world.task.y, None))
     assert metrics == skip_alone(lambda x: world.task.y, world.task, world.probes, SETTINGS, SAMPLING)
     assert compared(metrics) == {"mean_absorption": 0.0, "full_absorption": 0.0}
-    assert task.letters_left_out == "defghijklmnopqruvwxyz"
+    assert task.categories_left_out == ", ".join("defghijklmnopqruvwxyz")
+
+
+def test_nouns_are_sorted_by_their_hypernyms_and_the_control_deals_these_anew(gemma):
+    assert set(HYPERNYMS) < set(read_table())
+    tokenizer = load_tokenizer(gemma)
+    settings = AbsorptionSettings(task="hypernyms", words=300)
+    words = words_of_task(tokenizer, settings)
+    assert len(words) == 300
+    of = {word.text: word.category for word in words_of_task(tokenizer, AbsorptionSettings(task="hypernyms"))}
+    assert (of["camel"], of["lawyer"], of["helium"]) == ("animal", "person", "chemical element")
+    assert "run" not in of
+    (ids, _), *_ = task_prompts(words, tokenizer, 0, [2], None)
+    first, second = tokenizer.decode(ids[1:]).split("\n")[:2]
+    for line in (first, second):
+        word, category = line.strip().split(": ")
+        assert of[word] == category
+    bridge = load_bridge(gemma, torch.device("cpu"))
+    tap = resolve_tap(bridge, 3, HookSettings())
+    task = read_words(bridge, tap, tokenizer, [2], settings)
+    dealt = read_words(bridge, tap, tokenizer, [2], settings.model_copy(update={"shuffled": True}))
+    assert [of[word] for word in task.words] == task.categories.tolist()
+    assert torch.equal(task.y, dealt.y)
+    assert task.categories.tolist() != dealt.categories.tolist()
+    assert sorted(task.categories) == sorted(dealt.categories)
+    assert set(fit_probes(task).categories) <= set(categories_of("hypernyms"))
+    assert float(fit_probes(task).f1.mean()) > 2 * float(fit_probes(dealt).f1.mean())

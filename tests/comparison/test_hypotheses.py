@@ -18,6 +18,7 @@ def side(absorption, *, splitting=0.0, dead=0.1, seeds=3, l0=32.0, main_f1=0.9, 
         splitting + noise * rng.normal(size=(seeds, LETTERS)),
         np.full((seeds, LETTERS), main_f1),
         dead=dead + noise / 10 * rng.normal(size=seeds),
+        task="first letters",
         latents=5120,
         l0=l0,
         tokens=30_000,
@@ -57,7 +58,7 @@ def test_the_interval_holds_no_difference_as_often_as_it_says():
 def test_nothing_is_decided_without_latents_for_letters_or_at_another_l0():
     rows = judge(side(0.1, main_f1=0.2), side(0.4, main_f1=0.2))
     assert [row["verdict"] for row in rows[:2]] == ["undecided"] * 2
-    assert "only 0 of 12 letters" in rows[0]["note"]
+    assert "only 0 of 12 categories" in rows[0]["note"]
     assert rows[2]["note"] == ""
     rows = judge(side(0.1, l0=40.0), side(0.4))
     assert {row["verdict"] for row in rows} == {"undecided"}
@@ -90,7 +91,7 @@ def test_nested_variants_of_full_width_are_judged_against_the_plain_one():
     ]
     first = table.iloc[0]
     assert first["effect"] == pytest.approx(-0.4)
-    assert (first["measured_on"], first["seeds"], first["training_tokens"]) == ("7 letters, 350 words", 3, 600)
+    assert (first["measured_on"], first["seeds"], first["training_tokens"]) == ("7 categories, 350 words", 3, 600)
     assert table["measured_on"].iloc[2] == "5120 latents, 1000 tokens"
 
 

@@ -19,7 +19,7 @@ def test_a_run_has_the_figures_of_every_stage_and_no_other_text():
     assert row["fvu"] == EVALUATION["fvu"]
     assert row["detection_score"] == 0.7123
     assert "split_hash" not in row
-    assert "letters" not in row
+    assert "categories" not in row
     assert not [name for name in row if "seconds" in name]
     assert "detection_score" not in result("topk", 9, 0, features={"living": 3.0}).row()
 

@@ -107,8 +107,8 @@ def test_no_output_holds_a_time(root):
 
 def test_where_no_letter_is_readable_there_is_neither_absorption_nor_a_verdict_on_it(root):
     for variant in ("topk", "matryoshka"):
-        run = result(variant, 9, 0, letters=letters(0.0, count=0).iloc[:0])
-        write(root, run._replace(absorption={"letters": 0.0}))
+        run = result(variant, 9, 0, categories=letters(0.0, count=0).iloc[:0])
+        write(root, run._replace(absorption={"task": "first letters", "categories": 0.0}))
     work()
     assert "absorption" not in json.loads((root / "metrics/topk-9-0.json").read_text())
     assert pd.read_csv(root / "data/compare/hypotheses.csv")["task"].tolist() == TASKS[2:]

@@ -1,1 +1,1 @@
-"""The first-letter task: feature absorption, splitting and redundancy of a dictionary."""
+"""Feature absorption, splitting and redundancy of a dictionary."""

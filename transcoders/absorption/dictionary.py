@@ -1,4 +1,4 @@
-"""What the first-letter task asks of a dictionary, whatever made it."""
+"""What an absorption task asks of a dictionary, whatever made it."""
 
 from collections.abc import Callable
 from typing import NamedTuple

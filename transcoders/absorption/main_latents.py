@@ -1,4 +1,4 @@
-"""A letter's main latents: the few that say together whether a word begins with it (arXiv 2409.14507)."""
+"""A category's main latents: the few that say together whether a word belongs to it (arXiv 2409.14507)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ L1_PENALTY = 0.01  # as SAEBench's, per word, on latents of root mean square 1 w
 def sparse_probes(
     latents: csr_array, true: NDArray[np.bool_], train: NDArray[np.bool_], settings: AbsorptionSettings
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the latents that predict a letter, best first, and what probes on the first 1, 2, ... of them predict.
+    """Return the latents that predict a category, best first, and what probes on the first 1, 2, ... of them predict.
 
     Candidates are those with the largest positive weights of an L1-regularised probe on all ``latents``
     [words, d_hidden]. Probes are fitted on the words of ``train``; predictions [words, k] are of all words.
@@ -47,7 +47,7 @@ def weighted_f1(
 def main_count(f1: NDArray[np.float64], gain: float) -> NDArray[np.int64]:
     """Return, for each row of ``f1`` [resamples, k], the smallest k from which the next F1 rises by at most ``gain``.
 
-    So many main latents a letter has; it is split over one fewer than that.
+    So many main latents a category has; it is split over one fewer than that.
     """
     stops = np.diff(f1, axis=1) <= gain
     stops = np.concatenate([stops, np.ones((len(f1), 1), dtype=bool)], axis=1)

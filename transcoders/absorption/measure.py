@@ -31,14 +31,14 @@ SHARES = ("mean_absorption", "full_absorption", "main_share", "skip_share")
 
 
 class Absorption(NamedTuple):
-    """Hold the metrics with intervals over test words, and one row for each letter that has a probe."""
+    """Hold the metrics with intervals over test words, and one row for each category that has a probe."""
 
     metrics: dict[str, float]
-    letters: pd.DataFrame
+    categories: pd.DataFrame
 
 
-class Letter(NamedTuple):
-    """Hold what was measured on one letter."""
+class Category(NamedTuple):
+    """Hold what was measured on one category."""
 
     main: NDArray[np.int64]
     f1: float
@@ -51,7 +51,7 @@ class Letter(NamedTuple):
     shares: Shares
 
     def row(self) -> dict[str, object]:
-        """Return the letter's row of the table."""
+        """Return the category's row of the table."""
         means = (float(np.mean(values)) if len(values) else 0.0 for values in self.shares)
         return {
             "words": len(self.judged),
@@ -62,7 +62,7 @@ class Letter(NamedTuple):
         }
 
     def splitting(self, weights: Tensor, settings: AbsorptionSettings) -> NDArray[np.int64]:
-        """Return how many latents beyond the first the letter is split over, under each row of word weights."""
+        """Return how many latents beyond the first the category is split over, under each row of word weights."""
         f1 = weighted_f1(self.predictions, self.true, weights.numpy())
         return main_count(f1, settings.splitting_gain) - 1
 
@@ -71,12 +71,12 @@ class Letter(NamedTuple):
 def absorption(
     dictionary: Dictionary, task: Task, probes: Probes, settings: AbsorptionSettings, sampling: EvaluateSettings
 ) -> Absorption:
-    """Measure ``dictionary`` on the test words of every letter with a good probe.
+    """Measure ``dictionary`` on the test words of every category with a good probe.
 
     Raises:
         UserError: no latent fires on any word, or no probe is good enough.
     """
-    readable = readable_letters(probes, settings)
+    readable = readable_categories(probes, settings)
     latents = _latents(dictionary, task)
     total, skip = of_words(dictionary, task, probes)
     rows = dictionary.W_dec.float()
@@ -85,7 +85,7 @@ def absorption(
     measured = {
         i: _measure(
             latents,
-            task.initials == probes.letters[i],
+            task.categories == probes.categories[i],
             task.test.numpy(),
             probes.right[i].numpy(),
             Along(along[:, i], cosines[:, i], total[:, i], skip[:, i]),
@@ -93,26 +93,26 @@ def absorption(
         )
         for i in readable
     }
-    statistics = _letter_means([(one.judged, one.shares) for one in measured.values()])
+    statistics = _means([(one.judged, one.shares) for one in measured.values()])
     statistics["splitting"] = lambda w: np.mean([one.splitting(w, settings) for one in measured.values()], axis=0)
-    letters = pd.DataFrame(
+    categories = pd.DataFrame(
         [
-            {"letter": letter, "probe_f1": float(probes.f1[i]), "kept": i in measured}
+            {"category": category, "probe_f1": float(probes.f1[i]), "kept": i in measured}
             | (measured[i].row() if i in measured else {})
-            for i, letter in enumerate(probes.letters)
+            for i, category in enumerate(probes.categories)
         ]
     )
-    return Absorption(_intervals(statistics, task.test, sampling) | _of_letters(letters), letters)
+    return Absorption(_intervals(statistics, task.test, sampling) | _of_categories(categories), categories)
 
 
-def _of_letters(letters: pd.DataFrame) -> dict[str, float]:
-    """Return the metrics that need no interval: means and counts over the readable letters."""
-    readable = letters[letters["kept"]]
+def _of_categories(categories: pd.DataFrame) -> dict[str, float]:
+    """Return the metrics that need no interval: means and counts over the readable categories."""
+    readable = categories[categories["kept"]]
     return {
         "main_f1": float(readable["main_f1"].mean()),
-        "letters_with_latent": float((readable["main_f1"] >= LEAST_MAIN_F1).sum()),
+        "categories_with_latent": float((readable["main_f1"] >= LEAST_MAIN_F1).sum()),
         "probe_f1": float(readable["probe_f1"].mean()),
-        "letters": float(len(readable)),
+        "categories": float(len(readable)),
         "words": float(readable["words"].sum()),
     }
 
@@ -124,15 +124,15 @@ def _measure(
     right: NDArray[np.bool_],
     along: Along,
     settings: AbsorptionSettings,
-) -> Letter:
-    """Find a letter's main latents, and who carries its probe's projection on test words where that is right."""
+) -> Category:
+    """Find a category's main latents, and who carries its probe's projection on test words where that is right."""
     order, predictions = sparse_probes(latents, true, ~test, settings)
     f1 = weighted_f1(predictions[test], true[test], np.ones((1, int(test.sum()))))
     k = int(main_count(f1, settings.splitting_gain)[0])
     judged = np.flatnonzero(test & right)
     on_judged = along._replace(total=along.total[judged], skip=along.skip[judged])
     shares = carried(latents[judged].toarray(), order[:k], on_judged, settings)
-    return Letter(order[:k], float(f1[0, k - 1]), predictions, true, judged, shares)
+    return Category(order[:k], float(f1[0, k - 1]), predictions, true, judged, shares)
 
 
 @torch.no_grad()
@@ -144,14 +144,14 @@ def skip_alone(
     sampling: EvaluateSettings,
 ) -> dict[str, float]:
     """Return the same metrics of a map from x to y without latents: nothing can absorb, all is skip path."""
-    readable = readable_letters(probes, settings)
+    readable = readable_categories(probes, settings)
     total, skip = of_words(Dictionary(_no_latents, torch.zeros(0), 0.0, predict), task, probes)
     words = []
     for i in readable:
         judged = np.flatnonzero(task.test.numpy() & probes.right[i].numpy())
         none = np.zeros(len(judged))
         words.append((judged, Shares(none, none > 0, none, share_of(skip[judged, i], total[judged, i]))))
-    return _intervals(_letter_means(words), task.test, sampling)
+    return _intervals(_means(words), task.test, sampling)
 
 
 def _no_latents(x: Tensor) -> SparseLatents:
@@ -159,7 +159,7 @@ def _no_latents(x: Tensor) -> SparseLatents:
     return SparseLatents(torch.zeros(len(x) + 1, dtype=torch.long), none.long(), none, 0)
 
 
-def readable_letters(probes: Probes, settings: AbsorptionSettings) -> list[int]:
+def readable_categories(probes: Probes, settings: AbsorptionSettings) -> list[int]:
     """Return which of the probes are good enough to judge latents by.
 
     Raises:
@@ -167,12 +167,12 @@ def readable_letters(probes: Probes, settings: AbsorptionSettings) -> list[int]:
     """
     readable = [i for i, f1 in enumerate(probes.f1.tolist()) if f1 >= settings.least_probe_f1 and f1 > 0]
     if not readable:
-        if not probes.letters:
-            raise UserError("absorption.words: 0 leaves the first-letter task out")
+        if not probes.categories:
+            raise UserError("absorption.words: 0 leaves the absorption task out")
         best = int(probes.f1.argmax())
         raise UserError(
-            f"absorption.least_probe_f1: {settings.least_probe_f1} leaves out every letter; the best probe, for "
-            f"{probes.letters[best]!r}, has F1 {float(probes.f1[best]):.2f}; lower it, or choose another layer"
+            f"absorption.least_probe_f1: {settings.least_probe_f1} leaves out every category; the best probe, for "
+            f"{probes.categories[best]!r}, has F1 {float(probes.f1[best]):.2f}; lower it, or choose another layer"
         )
     return readable
 
@@ -193,8 +193,8 @@ def _latents(dictionary: Dictionary, task: Task) -> csr_array:
     return result
 
 
-def _letter_means(words: list[tuple[NDArray[np.int64], Shares]]) -> dict[str, Statistic]:
-    """Return of each share the statistic that is the mean over letters of the mean over a letter's words."""
+def _means(words: list[tuple[NDArray[np.int64], Shares]]) -> dict[str, Statistic]:
+    """Return of each share the statistic that is the mean over categories of the mean over a category's words."""
 
     def mean(weights: Tensor, field: int) -> NDArray[np.float64]:
         w = weights.numpy()

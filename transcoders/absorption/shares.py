@@ -1,4 +1,4 @@
-"""Who carries the projection of an MLP's output on a letter's probe: main latents, absorbers or the skip path.
+"""Who carries the projection of an MLP's output on a category's probe: main latents, absorbers or the skip path.
 
 Definitions: arXiv 2503.09532, appendix (absorption fraction, full absorption), here in the space of MLP
 outputs, where decoder rows live.
@@ -43,7 +43,7 @@ def of_words(dictionary: Dictionary, task: Task, probes: Probes) -> tuple[NDArra
     """Return what y of each word projects on each probe beyond the constants, and what the skip path does.
 
     Constants are b_dec and the skip path's mean over the training words: no latent is needed for them.
-    Both arrays are [words, letters].
+    Both arrays are [words, categories].
     """
     p = probes.direction.double()
     bias = torch.as_tensor(dictionary.b_dec).double().cpu()
@@ -59,7 +59,7 @@ def of_words(dictionary: Dictionary, task: Task, probes: Probes) -> tuple[NDArra
 def carried(values: NDArray[np.float64], main: NDArray[np.int64], along: Along, settings: AbsorptionSettings) -> Shares:
     """Return who carries the projection of words on which a probe p is right.
 
-    ``values`` [words, d_hidden] are the words' latents a, ``main`` the letter's main latents. Absorbers are the
+    ``values`` [words, d_hidden] are the words' latents a, ``main`` the category's main latents. Absorbers are the
     ``settings.absorbers`` largest contributors a_i <d_i, p> that are not main and have
     cos(d_i, p) >= ``absorber_cosine``. Where main latents carry all of the projection, or absorbers carry less
     than ``least_share`` of it, nothing is absorbed; else the share is S_abs / (S_abs + S_main), S_abs being at

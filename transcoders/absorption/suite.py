@@ -1,4 +1,4 @@
-"""The first-letter task put to a trained transcoder, to another one, or to an affine map."""
+"""An absorption task put to a trained transcoder, to another one, or to an affine map."""
 
 import logging
 from collections.abc import Callable
@@ -6,19 +6,20 @@ from typing import TypeVar
 
 from transcoders.absorption.dictionary import dictionary_of
 from transcoders.absorption.measure import Absorption, absorption, skip_alone
+from transcoders.absorption.prompts import categories_of
 from transcoders.absorption.settings import COMPARED, AbsorptionSettings
-from transcoders.absorption.words import LETTERS, Probes, Task
+from transcoders.absorption.words import Probes, Task
 from transcoders.core.errors import UserError
 from transcoders.dictionary.transcoder import Transcoder
 from transcoders.evaluation.reconstruction import Predictor
 from transcoders.evaluation.settings import EvaluateSettings
 
-NO_LETTERS = {"letters": 0.0}
+NO_CATEGORY = {"categories": 0.0}
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class FirstLetterTask:
+class CategoryTask:
     """Put a layer's words and probes to dictionaries, all under the same settings."""
 
     def __init__(self, task: Task, probes: Probes, settings: AbsorptionSettings, evaluation: EvaluateSettings) -> None:
@@ -27,19 +28,19 @@ class FirstLetterTask:
         self._probes, self._settings = probes, settings
 
     def of_transcoder(self, model: Transcoder) -> Absorption | None:
-        """Put the task to a transcoder that reads our x; return None where the layer's y shows no letter."""
-        return _unless_no_letter(lambda: absorption(dictionary_of(model), *self._arguments))
+        """Put the task to a transcoder that reads our x; return None where the layer's y shows no category."""
+        return _unless_no_category(lambda: absorption(dictionary_of(model), *self._arguments))
 
     def of_affine(self, linear: Predictor) -> dict[str, float]:
         """Put the task to an affine map: all of it is the skip path's."""
-        return _unless_no_letter(lambda: skip_alone(lambda x: linear(x, x).y_hat, *self._arguments)) or NO_LETTERS
+        return _unless_no_category(lambda: skip_alone(lambda x: linear(x, x).y_hat, *self._arguments)) or NO_CATEGORY
 
     @property
-    def letters_left_out(self) -> str:
-        """Return the letters whose probe on y is too poor to judge latents by."""
-        f1 = dict(zip(self._probes.letters, self._probes.f1.tolist(), strict=True))
+    def categories_left_out(self) -> str:
+        """Return the names of the categories whose probe on y is too poor to judge latents by."""
+        f1 = dict(zip(self._probes.categories, self._probes.f1.tolist(), strict=True))
         least = self._settings.least_probe_f1
-        return "".join(letter for letter in LETTERS if letter not in f1 or f1[letter] < least)
+        return ", ".join(name for name in categories_of(self._settings.task) if name not in f1 or f1[name] < least)
 
 
 def compared(metrics: dict[str, float]) -> dict[str, float]:
@@ -47,8 +48,8 @@ def compared(metrics: dict[str, float]) -> dict[str, float]:
     return {key: metrics[key] for key in COMPARED if key in metrics}
 
 
-def _unless_no_letter(measure: Callable[[], T]) -> T | None:
-    """Return what was measured; None, and a warning, where a layer's y shows no letter (early layers' does not)."""
+def _unless_no_category(measure: Callable[[], T]) -> T | None:
+    """Return what was measured; None, and a warning, where a layer's y shows no category (as in early layers)."""
     try:
         return measure()
     except UserError as error:

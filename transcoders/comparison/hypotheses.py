@@ -14,9 +14,9 @@ from transcoders.evaluation.intervals import unequal_l0, verdict
 from transcoders.training.settings import VariantSettings, plain_of
 
 STATEMENTS = {"H1": "less absorption", "H2": "less splitting", "H3": "fewer dead latents"}
-LETTERS_NEEDED = 5
-"""Letters with latents of their own, in both dictionaries, for a verdict on absorption or splitting."""
-OF_LETTERS = ["mean_absorption", "splitting", "main_f1", "words"]
+CATEGORIES_NEEDED = 5
+"""Categories with latents of their own, in both dictionaries, for a verdict on absorption or splitting."""
+OF_CATEGORIES = ["mean_absorption", "splitting", "main_f1", "words"]
 COLUMNS = (
     "hypothesis",
     "statement",
@@ -49,11 +49,13 @@ class Side(NamedTuple):
     """Hold what one variant reached at one layer, over seeds."""
 
     absorption: NDArray[np.float64]
-    """[seeds, letters], of the letters with a good probe; likewise splitting and main_f1."""
+    """[seeds, categories], of the categories with a good probe; likewise splitting and main_f1."""
     splitting: NDArray[np.float64]
     main_f1: NDArray[np.float64]
     dead: NDArray[np.float64]
     """[seeds]: share of latents that never fire."""
+    task: str
+    """What the words of the absorption task are sorted by."""
     latents: int
     l0: float
     tokens: int
@@ -82,25 +84,29 @@ def hypotheses(results: Sequence[RunResult], variants: Mapping[str, VariantSetti
 
 def judge(ours: Side, theirs: Side) -> list[dict[str, Any]]:
     """Return a row for each hypothesis: effect, interval, verdict, and what keeps it from being decided."""
-    letters = ours.absorption.shape[1]
+    categories = ours.absorption.shape[1]
     obstacle = _obstacle(ours, theirs)
     measures = {"H3": (ours.dead, theirs.dead, float(np.hypot(_of_latents(ours), _of_latents(theirs))))}
-    if letters:
+    if categories:
         measures = {
-            "H1": (ours.absorption.mean(1), theirs.absorption.mean(1), _of_letters(ours.absorption, theirs.absorption)),
-            "H2": (ours.splitting.mean(1), theirs.splitting.mean(1), _of_letters(ours.splitting, theirs.splitting)),
+            "H1": (
+                ours.absorption.mean(1),
+                theirs.absorption.mean(1),
+                _of_categories(ours.absorption, theirs.absorption),
+            ),
+            "H2": (ours.splitting.mean(1), theirs.splitting.mean(1), _of_categories(ours.splitting, theirs.splitting)),
         } | measures
-    on_words = f"{letters} letters, {min(ours.words, theirs.words)} words"
+    on_words = f"{categories} categories, {min(ours.words, theirs.words)} words"
     on_latents = f"{ours.latents} latents, {ours.tokens} tokens"
     rows = []
     for name, (a, b, error) in measures.items():
         result = effect(a, b, error)
-        note = obstacle["any"] or ("" if name == "H3" else obstacle["letters"])
+        note = obstacle["any"] or ("" if name == "H3" else obstacle["categories"])
         rows.append(
             {
                 "hypothesis": name,
                 "statement": STATEMENTS[name],
-                "task": "held-out tokens" if name == "H3" else "first letters",
+                "task": "held-out tokens" if name == "H3" else ours.task,
                 "ours": float(a.mean()),
                 "theirs": float(b.mean()),
                 **result._asdict(),
@@ -114,11 +120,15 @@ def judge(ours: Side, theirs: Side) -> list[dict[str, Any]]:
 
 
 def _obstacle(ours: Side, theirs: Side) -> dict[str, str]:
-    """Say what keeps every hypothesis, or those on letters, from being decided; empty where nothing does."""
-    letters = ours.absorption.shape[1]
+    """Say what keeps every hypothesis, or those on categories, from being decided; empty where nothing does."""
+    categories = ours.absorption.shape[1]
     of_both = int(((ours.main_f1.mean(0) >= LEAST_MAIN_F1) & (theirs.main_f1.mean(0) >= LEAST_MAIN_F1)).sum())
-    few = "" if of_both >= LETTERS_NEEDED else f"only {of_both} of {letters} letters have latents of their own in both"
-    return {"any": unequal_l0([ours.l0, theirs.l0]), "letters": few}
+    few = (
+        ""
+        if of_both >= CATEGORIES_NEEDED
+        else f"only {of_both} of {categories} categories have latents of their own in both"
+    )
+    return {"any": unequal_l0([ours.l0, theirs.l0]), "categories": few}
 
 
 def effect(ours: NDArray[np.float64], theirs: NDArray[np.float64], unit_error: float) -> Effect:
@@ -135,8 +145,8 @@ def effect(ours: NDArray[np.float64], theirs: NDArray[np.float64], unit_error: f
     return Effect(difference, difference - half, difference + half)
 
 
-def _of_letters(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
-    """Return the standard error over letters, which both sides share: words of a letter have the same main latents."""
+def _of_categories(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
+    """Return the standard error over categories, which both sides share: its words have the same main latents."""
     differences = ours.mean(0) - theirs.mean(0)
     return float(differences.std(ddof=1) / np.sqrt(len(differences))) if len(differences) > 1 else float("inf")
 
@@ -149,16 +159,17 @@ def _of_latents(side: Side) -> float:
 
 def side_of(results: Sequence[RunResult]) -> Side:
     """Gather what one variant reached at one layer, over its seeds."""
-    tables = [result.letters for result in results]
-    judged = [table[table["kept"].astype(bool)].reindex(columns=OF_LETTERS) for table in tables]
+    tables = [result.categories for result in results]
+    judged = [table[table["kept"].astype(bool)].reindex(columns=OF_CATEGORIES) for table in tables]
     absorption, splitting, main_f1 = (
-        np.stack([table[column].to_numpy(dtype=np.float64) for table in judged]) for column in OF_LETTERS[:3]
+        np.stack([table[column].to_numpy(dtype=np.float64) for table in judged]) for column in OF_CATEGORIES[:3]
     )
     return Side(
         absorption,
         splitting,
         main_f1,
         dead=np.array([result.evaluation["dead_fraction"] for result in results]),
+        task=str(results[0].absorption["task"]),
         latents=int(results[0].config["d_hidden"]),
         l0=float(np.mean([result.evaluation["l0"] for result in results])),
         tokens=int(results[0].evaluation["tokens"]),
@@ -169,7 +180,7 @@ def side_of(results: Sequence[RunResult]) -> Side:
 
 def as_markdown(table: pd.DataFrame) -> str:
     """Return the table, and what its intervals cover."""
-    over = "95 % intervals over what the task is measured on (letters, latents, classes, families), and over seeds."
+    over = "95 % intervals over what the task is measured on (categories, latents, classes, families), and over seeds."
     if int(table["seeds"].min()) == 1:
         over += " With one seed they say how these runs differ, not how the methods do."
     rows = table.to_markdown(index=False, floatfmt=".3g", missingval="")

@@ -28,7 +28,7 @@ class RunResult(NamedTuple):
     documents: pd.DataFrame
     """Sums over each test document, of which fractions and their intervals are made."""
     absorption: dict[str, Any]
-    letters: pd.DataFrame
+    categories: pd.DataFrame
     features: dict[str, Any]
 
     def row(self) -> dict[str, Any]:
