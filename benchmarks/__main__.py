@@ -9,7 +9,19 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import chain, collect, crosslayer, hedging, letters, quality, shuffle, step, stores, throughput, world
+from benchmarks import (
+    chain,
+    collect,
+    crosslayer,
+    hedging,
+    quality,
+    shuffle,
+    step,
+    stores,
+    throughput,
+    word_categories,
+    world,
+)
 from benchmarks.contenders import Size
 
 PAGES = Path(__file__).parent.parent / "docs"
@@ -36,6 +48,7 @@ HEADERS = {
     ),
     "hedging": "the second half trains | change of an old row | its share in the span of the new rows | beyond chance",
     "letters": "layer | F1 on x | F1 on y | on y, letters dealt anew",
+    "hypernyms": "layer | F1 on x | F1 on y | on y, hypernyms dealt anew",
     "chain": "way | NMSE | skipped hops | path length (in truth 4)",
     "world": "score | untrained | topk | " + " | ".join(f"{way} − topk" for way in world.WAYS[1:]),
 }
@@ -83,8 +96,9 @@ def run(device: torch.device, args: argparse.Namespace) -> dict[str, list[str]]:
         rows["collect"] = collect.run(args.data / "model", min(args.rounds, 5), device)
     if "stores" in wanted and (args.data / "model").is_dir():
         rows["stores"] = stores.run(args.data / "model", device)
-    if "letters" in wanted and (args.data / "model").is_dir():
-        rows["letters"] = letters.run(args.data / "model", device, args.pages / "letters")
+    for task in ("letters", "hypernyms"):
+        if task in wanted and (args.data / "model").is_dir():
+            rows[task] = word_categories.run(args.data / "model", device, task, args.pages / task)
     if "chain" in wanted:
         rows["chain"] = chain.run()
     if "world" in wanted:

@@ -4,8 +4,7 @@ The transcoders of one seed, one per layer of `runs.layers`, stand in for the ML
 transcoder of that seed.
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
@@ -16,11 +15,11 @@ from stages.common.entry import entry, number_argument
 from stages.common.inputs import contexts_of_test_documents, open_inputs
 from stages.common.params import Name, StageParams
 from stages.common.paths import MODEL, Run, circuits_of
-from stages.common.spans import LayersRun
+from stages.common.replacements import sets_of
 from transcoders.circuits.files import write_graph
 from transcoders.circuits.pages import index_page
 from transcoders.circuits.parts import ModelParts, load_parts
-from transcoders.circuits.prompts import read_prompts
+from transcoders.circuits.prompts import Prompt, read_prompts
 from transcoders.circuits.replacement import replaced_losses, replaced_metrics
 from transcoders.circuits.settings import CircuitSettings
 from transcoders.circuits.suite import trace_prompt
@@ -31,8 +30,6 @@ from transcoders.core.devices import resolve_device
 from transcoders.core.files import replacing, write_json
 from transcoders.core.inputs import checked_input
 from transcoders.core.tables import read_parquet, write_parquet
-from transcoders.dictionary.crosslayer import files
-from transcoders.dictionary.transcoder import Transcoder
 from transcoders.evaluation.loss import context_batches
 from transcoders.evaluation.settings import EvaluateSettings
 from transcoders.figures import circuits as figures
@@ -48,25 +45,6 @@ class Params(StageParams):
     layers: list[int] = Field(alias="runs.layers")
     evaluate: EvaluateSettings
     device: str
-
-
-class Replacements(NamedTuple):
-    """Transcoders that stand in for the MLPs together, what they are called, and their latents' descriptions."""
-
-    name: str
-    transcoders: Transcoders
-    labels: Labels
-
-
-def sets_of(params: Params, seed: int, device: torch.device) -> Iterator[Replacements]:
-    """Yield the sets of transcoders of ``seed``, one at a time: every variant's, then the cross-layer ones."""
-    for variant in params.variants:
-        runs = {layer: Run(variant, layer, seed) for layer in params.layers}
-        by_layer = {layer: Transcoder.load(run.model, device) for layer, run in runs.items()}
-        yield Replacements(variant, by_layer, read_labels(runs))
-    for run in map(LayersRun.named, params.circuits.crosslayer):
-        if run.seed == seed:
-            yield Replacements(f"{run.variant}-{run.span}", files.load(run.model, device), labels={})
 
 
 def losses(params: Params, parts: ModelParts, transcoders: Transcoders) -> dict[str, float]:
@@ -93,12 +71,14 @@ def work(seed: int) -> None:
     params = Params.read()
     settings, device = params.circuits, resolve_device(params.device)
     parts, tokenizer = load_parts(MODEL, device), load_tokenizer(MODEL)
-    prompts = read_prompts(checked_input("circuits.prompts", settings.prompts, "prompts"))
+    file = checked_input("circuits.prompts", settings.prompts, "prompts")
+    prompts = read_prompts(file, Prompt, "circuits.prompts")
     metrics: dict[str, Any] = {}
     rows, curves, graphs = [], [], []
     with replacing(circuits_of(seed)) as out:
         (out / "graphs").mkdir(parents=True)
-        for name, transcoders, labels in sets_of(params, seed, device):
+        for name, transcoders, runs in sets_of(params.variants, params.layers, settings.crosslayer, seed, device):
+            labels = read_labels(runs)
             metrics[name] = losses(params, parts, transcoders)
             for prompt in tqdm(prompts, desc=f"circuits of {name}", unit="prompt"):
                 traced = trace_prompt(parts, transcoders, tokenizer, prompt, settings)

@@ -11,7 +11,7 @@ from stages.common.params import FILE, LayersRunSettings, Name, RunSettings, Sta
 from stages.common.spans import LayersRun
 from transcoders.absorption.settings import AbsorptionSettings
 from transcoders.activations.settings import SplitSettings
-from transcoders.circuits.settings import CircuitSettings
+from transcoders.circuits.settings import CircuitSettings, InterventionSettings
 from transcoders.classes.settings import ClassSettings
 from transcoders.collecting.settings import CollectSettings
 from transcoders.core.errors import UserError
@@ -48,6 +48,7 @@ class AllParams(StageParams):
     planted: PlantedSettings
     clt: LayersRunSettings
     circuits: CircuitSettings
+    interventions: InterventionSettings
     distributed: DistributedSettings = DistributedSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
 
@@ -66,12 +67,10 @@ class AllParams(StageParams):
             raise ValueError(f"train.k: {self.train.k} is more than train.d_hidden {self.train.d_hidden}")
         for layer in self.runs.layers:
             if layer not in self.collect.layers:
-                raise ValueError(
-                    f"runs.layers: layer {layer} is not in collect.layers {self.collect.layers}; add it there"
-                )
-        for seed in self.circuits.seeds:
-            if seed not in self.runs.seeds:
-                raise ValueError(f"circuits.seeds: seed {seed} is not in runs.seeds {self.runs.seeds}; add it there")
+                raise ValueError(f"runs.layers: {layer} is not in collect.layers {self.collect.layers}; add it there")
+        for key, seeds in {"circuits": self.circuits.seeds, "interventions": self.interventions.seeds}.items():
+            if absent := sorted({*seeds} - {*self.runs.seeds}):
+                raise ValueError(f"{key}.seeds: {absent} are not in runs.seeds {self.runs.seeds}; add them there")
         of_sections = {"runs": self.runs.variants, "planted": self.planted.variants, "clt": self.clt.variants}
         for key, variants in of_sections.items():
             for variant in variants:

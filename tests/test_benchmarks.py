@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.__main__ import HEADERS, write
-from benchmarks.letters import LayerScores, draw
+from benchmarks.word_categories import LayerScores, draw
 
 
 def test_a_table_is_replaced_on_the_page_that_has_its_place_and_nothing_else_changes(tmp_path):
@@ -24,5 +24,5 @@ def test_a_table_without_a_place_is_refused(tmp_path):
 
 
 def test_the_figure_of_letters_has_a_line_for_each_column_of_the_table():
-    lines = draw([LayerScores(0.9, 0.5, 0.1), LayerScores(0.8, 0.4, 0.2)]).axes[0].lines
+    lines = draw([LayerScores(0.9, 0.5, 0.1), LayerScores(0.8, 0.4, 0.2)], "letters").axes[0].lines
     assert [list(line.get_ydata()) for line in lines] == [[0.9, 0.8], [0.5, 0.4], [0.1, 0.2]]

@@ -17,6 +17,8 @@ from transcoders.circuits.frozen import freeze
 from transcoders.circuits.graph import prune
 from transcoders.circuits.pages import graph_page, index_page
 from transcoders.circuits.parts import take_apart
+from transcoders.circuits.prompts import SteeredPrompt
+from transcoders.circuits.steered_page import steered_page
 from transcoders.features.page import write_page
 from transcoders.figures import runs as figures
 from transcoders.figures.style import colours_of, save
@@ -94,12 +96,26 @@ def test_the_circuits_pages(tab: Page, tmp_path: Path) -> None:
     assert all(word.replace(" ", "␣") in shown(tab) or word in shown(tab) for word in words)
     assert shown(tab).count(ALL) > 10
     assert tab.title() == " ".join(ALL.replace("\u2028", " ").replace("\u2029", " ").split()) or RUN in tab.title()
-    rows = [{"variant": nasty, "prompt": nasty, "task": nasty} for nasty in NASTY]
+    rows = [{"variant": nasty, "prompt": nasty, "task": nasty, "difference": 1.0} for nasty in NASTY]
     (tmp_path / "index.html").write_text(index_page(rows, ALL))
     tab.goto((tmp_path / "index.html").as_uri())
     assert all(shown(tab).count(nasty) >= 3 for nasty in NASTY)
     assert tab.locator("a").count() == len(NASTY)
     assert tab.locator("a").nth(7).get_attribute("href") == f"{NASTY[7]}-{NASTY[7]}.html"
+
+
+def test_the_page_of_steered_texts(tab: Page, tmp_path: Path) -> None:
+    prompts = [SteeredPrompt(name=f"p{i}", text=nasty, answer=nasty) for i, nasty in enumerate(NASTY)]
+    facts = {"transcoders": ALL, "probability": 0.5, "kl": 0.1, "perplexity": 3.0, "latents": ALL}
+    rows = [
+        {"prompt": f"p{i}", "group": group, "dose": 1.0, "text": nasty, **facts}
+        for i, nasty in enumerate(NASTY)
+        for group in ("none", "chosen", "random")
+    ]
+    (tmp_path / "s.html").write_text(steered_page(pd.DataFrame(rows), prompts, ALL))
+    tab.goto((tmp_path / "s.html").as_uri())
+    assert all(shown(tab).count(nasty) >= 4 for nasty in NASTY)
+    assert tab.locator("h2").count() == len(NASTY)
 
 
 def test_the_figures(tab: Page, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_editing_a_figure_changes_the_code_of_what_draws_alone(tmp_path):
     before = {stage: code_of(stage, copied) for stage in STAGES}
     with (copied / "transcoders/figures/runs.py").open("a") as file:
         file.write("# an edit\n")
-    drawing = {"plot", "circuits", "verdicts", "clt_compare"}
+    drawing = {"plot", "circuits", "interventions", "verdicts", "clt_compare"}
     assert {stage for stage in STAGES if code_of(stage, copied) != before[stage]} == drawing
     (copied / "transcoders/kernels/__pycache__").mkdir()
     (copied / "transcoders/kernels/__pycache__/new.pyc").write_bytes(b"compiled")

@@ -70,6 +70,11 @@ def verdicts_of(layer: int) -> Path:
     return Path("data/verdicts") / f"layer_{layer}"
 
 
+def interventions_of(seed: int) -> Path:
+    """Return the folder of what holding latents of the transcoders of ``seed`` does."""
+    return Path("data/interventions") / str(seed)
+
+
 def circuits_of(seed: int) -> Path:
     """Return the folder of the circuits that the transcoders of ``seed`` take part in."""
     return Path("data/circuits") / str(seed)

@@ -12,7 +12,7 @@ import torch
 
 from stages.preset import AllParams
 from transcoders import Transcoder, load
-from transcoders.circuits.prompts import read_prompts
+from transcoders.circuits.prompts import Prompt, read_prompts
 from transcoders.collecting.settings import TextSettings
 from transcoders.collecting.text import documents
 from transcoders.core.errors import UserError
@@ -101,7 +101,10 @@ TARGETS = {
     "text_txt": Target(_file("t.txt", "one\ntwo\n\nthree\n"), _text),
     "text_jsonl": Target(_file("t.jsonl", "".join(json.dumps({"text": t}) + "\n" for t in ("one", "two"))), _text),
     "text_parquet": Target(_parquet, _text),
-    "prompts": Target(_file("p.yaml", '- {name: a, task: t, text: x y, answer: " z", foil: " w"}\n'), read_prompts),
+    "prompts": Target(
+        _file("p.yaml", '- {name: a, task: t, text: x y, answer: " z", foil: " w"}\n'),
+        lambda path: read_prompts(path, Prompt, "circuits.prompts"),
+    ),
     "params": Target(_file("params.yaml", (ROOT / "params.yaml").read_text()), AllParams.read),
 }
 

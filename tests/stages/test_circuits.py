@@ -17,7 +17,8 @@ from stages import circuits
 from stages.common.spans import LayersRun
 from stages.preset import AllParams
 from transcoders.circuits import trace
-from transcoders.circuits.prompts import read_prompts
+from transcoders.circuits.pages import index_page
+from transcoders.circuits.prompts import Prompt, read_prompts
 from transcoders.circuits.settings import CircuitSettings
 from transcoders.core.errors import UserError
 from transcoders.dictionary.crosslayer import files
@@ -80,7 +81,9 @@ def test_every_variant_is_judged_and_compared(checkout):
         assert found["ce_replaced"] > found["ce_clean"]
         assert found["completeness_error"] < 1e-3
         assert found["largest_sum_error"] < 1e-3
-        assert found["prompts"] == 2
+        assert found["prompts"] == found["prompts_preferred"] == 2
+        assert found["direct_effect_error"] < 1, "in units of what float32 may miss by"
+        assert -1 <= found["influence_kl"] <= 1
         assert 0 < found["completeness"] <= 1
         assert 1 <= found["path_length"] <= 3, "an edge, and a latent of each layer"
         assert found["active_latents"] >= found["graph_latents"]
@@ -101,6 +104,19 @@ def test_there_is_a_graph_and_a_page_for_every_prompt(checkout):
     assert (out / "graph_sizes.png").is_file()
     curves = pd.read_csv(out / "faithfulness.csv")
     assert set(curves["prompt"]) == {"eiffel", "colours"}
+
+
+def test_a_prompt_whose_foil_the_model_prefers_is_marked(checkout, gemma):
+    layers = {4: checkout / "models/topk-4-0"}
+    asked = {"transcoders": layers, "model": gemma, "settings": CircuitSettings(max_latents=20, ablated=0)}
+    wrong = trace("The Eiffel Tower is in", " London", " Paris", **asked)
+    assert wrong.metrics["difference"] < 0
+    assert "direct_effect_error" not in wrong.metrics
+    assert "the model itself prefers" in wrong.page()
+    assert "the model itself prefers" not in trace("The Eiffel Tower is in", " Paris", " London", **asked).page()
+    row = {"variant": "topk", "prompt": "x", "task": "t", **wrong.metrics}
+    assert "prefers the foil" in index_page([row], "title")
+    assert "prefers the foil" not in (checkout / "data/circuits/0/index.html").read_text()
 
 
 def test_a_description_is_shown_with_its_score(checkout):
@@ -203,7 +219,7 @@ def test_cross_layer_transcoders_are_traced_with_those_of_their_seed():
 
 
 def test_a_seed_without_runs_is_refused():
-    with pytest.raises(UserError, match=r"circuits\.seeds: seed 3 is not in runs\.seeds"):
+    with pytest.raises(UserError, match=r"circuits\.seeds: \[3\] are not in runs\.seeds"):
         AllParams.parse(changed(circuits__seeds=[3]), "params.yaml")
 
 
@@ -211,9 +227,10 @@ def test_the_stage_is_off_as_delivered():
     assert AllParams.parse(changed(), "params.yaml").circuits.seeds == []
 
 
-def test_the_delivered_prompts_are_of_four_tasks():
-    prompts = read_prompts(ROOT / "inputs/prompts/circuits.yaml")
-    assert {prompt.task for prompt in prompts} == {"factual recall", "induction", "agreement", "first letter"}
+def test_the_delivered_prompts_are_of_several_tasks_and_as_many_as_a_correlation_needs():
+    prompts = read_prompts(ROOT / "inputs/prompts/circuits.yaml", Prompt, "circuits.prompts")
+    assert len(prompts) >= 50
+    assert {"factual recall", "induction", "agreement", "first letter"} < {prompt.task for prompt in prompts}
 
 
 @pytest.mark.parametrize(
@@ -231,4 +248,4 @@ def test_mistakes_in_the_prompts_are_named(tmp_path, text, message):
     if text is not None:
         (tmp_path / "p.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
-        read_prompts(tmp_path / "p.yaml")
+        read_prompts(tmp_path / "p.yaml", Prompt, "circuits.prompts")

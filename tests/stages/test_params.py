@@ -38,7 +38,7 @@ def test_the_delivered_parameters_are_valid():
         ({"train__k": 0}, r"train\.k: 0 is wrong"),
         ({"train__k": 64, "train__d_hidden": 32}, r"params.yaml: train\.k: 64 is more than train\.d_hidden 32"),
         ({"train__d_hidden": "x8"}, r"train\.d_hidden"),
-        ({"runs__layers": [3]}, r"runs\.layers: layer 3 is not in collect\.layers"),
+        ({"runs__layers": [3]}, r"runs\.layers: 3 is not in collect\.layers"),
         ({"runs__variants": ["tpok"]}, r"runs\.variants: 'tpok' is not defined"),
         ({"collect__dtype": "int4"}, r"collect\.dtype: 'int4' is wrong"),
         ({"collect__codec": "gzip"}, r"collect\.codec: 'gzip' is wrong.*'zstd' or 'blosc-lz4'"),

@@ -92,13 +92,13 @@ def freeze(parts: ModelParts, transcoders: Transcoders, tokens: Int[Tensor, "tok
     waiting = Waiting()
     for number, (layer, pattern) in enumerate(zip(parts.layers, out.attentions, strict=True)):
         attention_in = layer.attention_norm.scale(r)
-        added = _attend(layer, pattern[0].to(r), r * attention_in)
+        added = attend(layer, pattern[0].to(r), r * attention_in)
         post = layer.attention_post_norm
         attention_out = None if post is None else post.scale(added)
         r = r + (added if attention_out is None else added * attention_out)
         mlp_in = layer.mlp_norm.scale(r)
         x = r * mlp_in
-        y = _mlp(layer, x)
+        y = mlp_output(layer, x[None])[0]
         site = _site(writers[number], x) if number in writers else None
         error = y if site is None else y - _reconstruction(number, site, x, waiting)
         steps.append(Step(attention_in, pattern[0].to(r), attention_out, mlp_in, y, error, site))
@@ -125,10 +125,13 @@ def _reconstruction(
     return waiting.add_to(number, y)
 
 
-def _attend(layer: Layer, pattern: Tensor, normed: Tensor) -> Tensor:
+def attend(
+    layer: Layer, pattern: Float[Tensor, "heads to from"], normed: Float[Tensor, "*batch from d_model"]
+) -> Float[Tensor, "*batch to d_model"]:
+    """Return what a layer's attention puts out with the patterns given, before the norm that may follow it."""
     heads, kv_heads = pattern.shape[0], layer.W_v.shape[0] // layer.head_dim
-    v = (normed @ layer.W_v.T).view(-1, kv_heads, layer.head_dim).repeat_interleave(heads // kv_heads, 1)
-    return torch.einsum("hts,she->the", pattern, v).flatten(1) @ layer.W_o.T
+    v = (normed @ layer.W_v.T).unflatten(-1, (kv_heads, layer.head_dim)).repeat_interleave(heads // kv_heads, -2)
+    return torch.einsum("hts,...she->...the", pattern, v).flatten(-2) @ layer.W_o.T
 
 
 def attend_back(step: Step, layer: Layer, G: Float[Tensor, "to batch d"]) -> Float[Tensor, "from batch d"]:
@@ -165,9 +168,10 @@ def _skip_back(step: Step, G: Tensor) -> Tensor:
     return torch.cat([G[:1], G[1:] + through])
 
 
-def _mlp(layer: Layer, x: Tensor) -> Tensor:
-    y = layer.mlp(x[None])
-    return (y if layer.mlp_out is layer.mlp else layer.mlp_out(y))[0]
+def mlp_output(layer: Layer, x: Float[Tensor, "*batch tokens d_model"]) -> Float[Tensor, "*batch tokens d_model"]:
+    """Return what a layer's MLP, with the norm that may follow it, makes of ``x``."""
+    y = layer.mlp(x)
+    return y if layer.mlp_out is layer.mlp else layer.mlp_out(y)
 
 
 def _site(writer: Writer, x: Float[Tensor, "tokens d_model"]) -> Site:

@@ -26,7 +26,7 @@ def graph_page(
         "width is the share of all that reaches the node above. Lines below 1 % are left out. Point at a "
         "box for its value, click it to keep its lines."
     )
-    return _document(
+    return document(
         title,
         f"<dl>{pairs}</dl>\n<p class='pale'>{legend}</p>\n<div class='scroll'>{drawn.svg}</div>\n"
         f"<script>\n{(HERE / 'script.js').read_text()}</script>",
@@ -41,15 +41,18 @@ def index_page(rows: Sequence[Mapping[str, Any]], title: str) -> str:
     for row in rows:
         file = escape(f"{row['variant']}-{row['prompt']}.html")
         link = f"<a href='{file}'>{escape(row['prompt'])}</a>"
+        if row["difference"] <= 0:
+            link += " (the model prefers the foil)"
         cells = [link, escape(row["task"]), escape(row["variant"])]
         cells += [f"{row[name]:.4g}" if name in row else "–" for name in COLUMNS]
         body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     lines = "\n".join(body)
     image = "<img src='graph_sizes.svg' alt='graph sizes'>"
-    return _document(title, f"{image}\n<table><tr>{head}</tr>\n{lines}</table>")
+    return document(title, f"{image}\n<table><tr>{head}</tr>\n{lines}</table>")
 
 
-def _document(title: str, body: str) -> str:
+def document(title: str, body: str) -> str:
+    """Return a page of this room's style around ``body``, which is HTML."""
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         f"<meta name='viewport' content='width=device-width'><title>{escape(title)}</title>"

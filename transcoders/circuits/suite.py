@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from transcoders.circuits.attribution import attribute, difference
 from transcoders.circuits.faithfulness import Curves, curves
@@ -15,6 +17,7 @@ from transcoders.circuits.parts import ModelParts, load_parts, replaced
 from transcoders.circuits.prompts import Prompt
 from transcoders.circuits.replacement import run_with_latents
 from transcoders.circuits.settings import CircuitSettings
+from transcoders.circuits.validation import validate
 from transcoders.circuits.viewer import Labels
 from transcoders.circuits.writers import Transcoders, replacements_of, writers_of
 from transcoders.core.devices import resolve_device
@@ -35,6 +38,8 @@ FACTS = (
     "graph_edges",
     "faithfulness",
     "latents_needed",
+    "direct_effect_error",
+    "influence_kl",
 )
 """Metrics that stand on a graph's page."""
 
@@ -51,8 +56,9 @@ class Traced(NamedTuple):
     metrics: dict[str, float]
 
     def facts(self) -> dict[str, str]:
-        """Return the main metrics, as the page shows them."""
-        return {key.replace("_", " "): f"{self.metrics[key]:.4g}" for key in FACTS if key in self.metrics}
+        """Return the main metrics, as the page shows them, and a warning where the model prefers the foil."""
+        warning = {"the model itself prefers": self.prompt.foil} if self.metrics["difference"] <= 0 else {}
+        return warning | {key.replace("_", " "): f"{self.metrics[key]:.4g}" for key in FACTS if key in self.metrics}
 
     def page(self, labels: Labels | None = None, transcoders: str | None = None) -> str:
         """Return an HTML page with a picture of the graph.
@@ -99,7 +105,7 @@ def trace(
     where = resolve_device(device)
     prompt = Prompt(name="prompt", task="any", text=text, answer=answer, foil=foil)
     parts, tokenizer = load_parts(Path(model), where), load_tokenizer(Path(model))
-    return trace_prompt(parts, _loaded(transcoders, where), tokenizer, prompt, settings or CircuitSettings())
+    return trace_prompt(parts, loaded(transcoders, where), tokenizer, prompt, settings or CircuitSettings())
 
 
 def trace_prompt(
@@ -110,7 +116,7 @@ def trace_prompt(
     settings: CircuitSettings,
 ) -> Traced:
     """Trace the logit difference of a prompt's answer and foil, with the model and its transcoders at hand."""
-    tokens = torch.tensor([*_start(tokenizer, transcoders), *text_ids(tokenizer, prompt.text)])
+    tokens = prompt_tokens(tokenizer, transcoders, prompt.text)
     check_room(parts.model, tokens[None], f"circuits.prompts: {prompt.name}")
     words = [tokenizer.decode([token]) for token in tokens.tolist()]
     frozen = freeze(parts, transcoders, tokens)
@@ -124,12 +130,23 @@ def trace_prompt(
     latents = pruned.nodes[: graph.errors.start]
     of_pruned = float(run_with_latents(frozen, targets.directions, latents[None])[0, 0])
     metrics = _metrics(graph, pruned, measured, without_errors, of_pruned, settings.faithfulness)
+    metrics |= validate(frozen, transcoders, targets, graph, settings)
     return Traced(prompt, words, graph, pruned, measured, metrics)
 
 
-def _loaded(
+def prompt_tokens(tokenizer: Any, transcoders: Transcoders, text: str) -> Int[Tensor, "tokens"]:
+    """Return the tokens of ``text`` after what the contexts began with that ``transcoders`` were trained on.
+
+    Raises:
+        UserError: their contexts began differently.
+    """
+    return torch.tensor([*_start(tokenizer, transcoders), *text_ids(tokenizer, text)])
+
+
+def loaded(
     transcoders: CrossLayerTranscoder | Mapping[int, Transcoder | str | Path], device: torch.device
 ) -> Transcoders:
+    """Return the transcoders, of which some may be folders still."""
     if isinstance(transcoders, CrossLayerTranscoder):
         return transcoders
     return {n: t if isinstance(t, Transcoder) else Transcoder.load(t, device) for n, t in transcoders.items()}

@@ -13,7 +13,7 @@ from transcoders.core.files import rounded
 from transcoders.evaluation.intervals import paired
 
 MEDIANS = ("faithfulness", "latents_needed", "drop_beyond_random")
-WORST = ("completeness_error", "largest_sum_error")
+WORST = ("completeness_error", "largest_sum_error", "direct_effect_error")
 SMALL = {"layer": "int16", "latent": "int32", "from_layer": "int16", "from_latent": "int32"}
 
 
@@ -52,7 +52,9 @@ def summary(table: pd.DataFrame) -> dict[str, float]:
     how = {name: "median" if name in MEDIANS else "max" if name in WORST else "mean" for name in numbers}
     figures = {str(name): float(value) for name, value in numbers.agg(how).items() if np.isfinite(value)}
     judged = int(numbers["latents_needed"].notna().sum()) if "latents_needed" in numbers else 0
-    return rounded({"prompts": float(len(table)), "prompts_judged": float(judged), **figures})
+    preferred = int((numbers["difference"] > 0).sum())
+    counts = {"prompts": len(table), "prompts_preferred": preferred, "prompts_judged": judged}
+    return rounded({**{name: float(count) for name, count in counts.items()}, **figures})
 
 
 def contrasts(table: pd.DataFrame) -> dict[str, dict[str, float]]:
