@@ -210,19 +210,20 @@ def perplexity(parts: ModelParts, tokens: Int[Tensor, "tokens"], made: Sequence[
 
 
 def steering_metrics(table: pd.DataFrame) -> dict[str, float]:
-    """Return what a set's dose-response table comes to: means over prompts, and intervals paired by prompt.
+    """Return what a set's dose-response table comes to: means over prompts, medians of perplexity,
+    and intervals paired by prompt.
 
     ``ablated_drop`` is the answer's logit lost without the chosen latents (where dose 0 was asked for), beside that
     without random ones; ``rise`` is Spearman's correlation of dose and logit.
     """
     alone = table[table["group"] == "none"].set_index("prompt")
-    metrics = {"prompts": float(len(alone)), "perplexity": float(alone["perplexity"].mean())}
+    metrics = {"prompts": float(len(alone)), "perplexity": float(alone["perplexity"].median())}
     drops = {}
     for group, of in table[table["group"] != "none"].groupby("group"):
         name = str(group)
         ranks = [part["dose"].corr(part["logit"], method="spearman") for _, part in of.groupby("prompt")]
         metrics[f"{name}_rise"] = float(np.nanmean(ranks)) if np.isfinite(ranks).any() else float("nan")
-        metrics[f"{name}_perplexity"] = float(of["perplexity"].mean())
+        metrics[f"{name}_perplexity"] = float(of["perplexity"].median())
         ablated = of[of["dose"] == 0].set_index("prompt")
         if len(ablated):
             drops[name] = alone["logit"].reindex(ablated.index) - ablated["logit"]
