@@ -12,12 +12,19 @@ import formats_support as foreign
 import pandas as pd
 import pytest
 import torch
+from circuits_support import random_cross_layer, random_transcoders, tiny_llama
 from formats_support import raw
 from safetensors.torch import load_file, save_file
 
 from transcoders import Transcoder, load
 from transcoders.activations.split import documents_of
 from transcoders.activations.store import Store
+from transcoders.circuits.attribution import Targets, attribute
+from transcoders.circuits.frozen import freeze
+from transcoders.circuits.graph import Output
+from transcoders.circuits.interventions import Intervention, respond_to
+from transcoders.circuits.parts import take_apart
+from transcoders.circuits.settings import CircuitSettings
 from transcoders.dictionary.config import TranscoderConfig
 from transcoders.dictionary.crosslayer.config import CrossLayerConfig
 from transcoders.dictionary.crosslayer.transcoder import CrossLayerTranscoder
@@ -191,6 +198,48 @@ def batch(x):
 
     labels = torch.zeros(len(x)).int().numpy()
     return LabelledBatch(x, x, labels, labels)
+
+
+@pytest.mark.parametrize("kind", ["single", "across"])
+def test_graphs_and_interventions_are_circuit_tracers(tmp_path, kind):
+    """Its adjacency to 1e-4 of the largest effect, its logits to 1e-3, whatever is frozen."""
+    llama = tiny_llama().float()
+    llama.save_pretrained(tmp_path / "llama")
+    config = {"encoder": "jumprelu", "k": 5}
+    if kind == "across":
+        ours = random_cross_layer(**config)
+        trained = [Trained("clt", ours, None, None)]
+    else:
+        ours = {n: random_transcoders([n], seed=n, provenance={"layer": n}, **config)[n] for n in range(4)}
+        trained = [Trained(f"r-{n}", single, None, None) for n, single in ours.items()]
+    export(trained, "circuit-tracer", tmp_path / "out")
+    tokens = torch.tensor([1, 7, 31, 7, 12, 44])  # begins as its tokenizer wants it
+    frozen = freeze(take_apart(llama), ours, tokens)
+    targets = Targets([Output("a", 3, 1.0, 0.1)], frozen.parts.unembedding[3][None])
+    graph = attribute(frozen, targets, CircuitSettings())
+    columns = (graph.layer, graph.position, graph.latent, graph.value)
+    strongest = graph.value.argsort(descending=True)[:3].tolist()
+    rows = [[float(column[i]) for column in columns[:3]] + [2.5 * float(graph.value[i])] for i in strongest]
+    asked = torch.stack([tokens.float(), *(torch.tensor([*row, 0, 0]) for row in rows)])
+    found = in_circuit_tracer("circuits", tmp_path / "out", asked)
+    assert torch.allclose(found["clean"][0], llama(tokens[None]).logits[0], atol=1e-4)
+
+    assert found["features"].tolist() == torch.stack(columns[:3], 1).tolist()
+    assert len(found["selected"]) == len(graph.layer), "all are traced"
+    active = len(graph.layer)
+    theirs_of = found["adjacency"][:active, : graph.embeddings.stop]
+    order = graph.rows.argsort()
+    ours_of = graph.effects[1:][order]
+    at_start = torch.zeros(graph.embeddings.stop, dtype=torch.bool)
+    at_start[graph.errors] = torch.arange(graph.errors.stop - graph.errors.start) % len(tokens) == 0
+    assert (theirs_of[:, at_start] == 0).all(), "it leaves out what MLPs put out at the first position; ours are errors"
+    assert float((theirs_of - ours_of)[:, ~at_start].abs().max()) < 1e-4 * float(ours_of.abs().max())
+
+    case = [Intervention(int(layer), int(latent), int(position), value) for layer, position, latent, value in rows]
+    for way in ("all", "attention", "nothing"):
+        states = respond_to(frozen, ours, [case], way).states[1]
+        logits = frozen.parts.head.logits(states)
+        assert float((found[way][0] - logits).abs().max()) < 1e-3 * float(logits.abs().max()), way
 
 
 def test_circuit_tracer_attributes_with_our_transcoders(tmp_path):

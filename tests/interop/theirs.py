@@ -101,12 +101,16 @@ def circuit_tracer(folder, x):
 
 def cross_layer(folder, x):
     """The outputs of a cross-layer transcoder for x [layers, tokens, d_model], and its files written again."""
+    clt = _cross_layer(folder)
+    clt.to_safetensors(str(folder.parent / "rewritten"))
+    return {"y": clt(x)}
+
+
+def _cross_layer(folder):
     from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
 
     hooks = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "hook_mlp_out"}
-    clt = load_clt(str(folder), **hooks, device=torch.device("cpu"), dtype=torch.float32, lazy_decoder=False)
-    clt.to_safetensors(str(folder.parent / "rewritten"))
-    return {"y": clt(x)}
+    return load_clt(str(folder), **hooks, device=torch.device("cpu"), dtype=torch.float32, lazy_decoder=False)
 
 
 def gemma_scope_2_clt(folder, x):
@@ -152,6 +156,66 @@ def attribute(folder, x):
     }
 
 
+def circuits(folder, x):
+    """A graph, and logits under interventions, of the Llama beside ``folder`` with its transcoders.
+
+    x holds the tokens in its first row, then a row for each intervention: layer, position, latent, value.
+    """
+    from circuit_tracer.attribution.attribute import attribute
+    from circuit_tracer.replacement_model.replacement_model_transformerlens import TransformerLensReplacementModel
+    from transformer_lens import HookedTransformerConfig
+    from transformer_lens.pretrained.weight_conversions import convert_llama_weights
+    from transformers import LlamaForCausalLM
+
+    llama = LlamaForCausalLM.from_pretrained(folder.parent / "llama")
+    hf = llama.config
+    config = HookedTransformerConfig(
+        n_layers=hf.num_hidden_layers,
+        d_model=hf.hidden_size,
+        n_ctx=16,
+        d_head=hf.head_dim,
+        n_heads=hf.num_attention_heads,
+        d_mlp=hf.intermediate_size,
+        d_vocab=hf.vocab_size,
+        act_fn="silu",
+        gated_mlp=True,
+        normalization_type="RMS",
+        final_rms=True,
+        eps=hf.rms_norm_eps,
+        positional_embedding_type="rotary",
+        rotary_dim=hf.head_dim,
+        rotary_adjacent_pairs=False,
+        model_name="tiny",
+        tokenizer_prepends_bos=True,
+    )
+    model = TransformerLensReplacementModel(config)
+    model.load_state_dict(convert_llama_weights(llama, config), strict=False)
+    across = (folder / "W_enc_0.safetensors").is_file()
+    model._configure_replacement_model(_cross_layer(folder) if across else _transcoder_set(folder))
+    model.tokenizer = Tokenizer()
+    tokens = x[0].long()
+    interventions = [
+        (int(layer), int(position), int(latent), float(value)) for layer, position, latent, value in x[1:, :4].tolist()
+    ]
+    ways = {
+        "all": {"constrained_layers": range(config.n_layers)},
+        "attention": {"freeze_attention": True},
+        "nothing": {"freeze_attention": False},
+    }
+    with torch.no_grad():
+        logits = {name: model.feature_intervention(tokens, interventions, **way)[0] for name, way in ways.items()}
+        clean = model(tokens)
+    with torch.enable_grad():
+        graph = attribute(tokens, model, max_n_logits=3)
+    return {
+        **logits,
+        "clean": clean,
+        "adjacency": graph.adjacency_matrix,
+        "features": graph.active_features,
+        "selected": graph.selected_features,
+    }
+
+
 class Tokenizer:
     """The ids themselves."""
 
@@ -175,7 +239,7 @@ def _transcoder_set(folder):
 
 def main():
     action, folder, x, out = sys.argv[1], *map(Path, sys.argv[2:])
-    with torch.no_grad() if action != "attribute" else torch.enable_grad():
+    with torch.no_grad() if action not in ("attribute", "circuits") else torch.enable_grad():
         result = globals()[action](folder.resolve(), load_file(x)["x"])
     save_file({name: value.detach().contiguous() for name, value in result.items()}, out.resolve())
 
