@@ -23,11 +23,12 @@ from transcoders.circuits.prompts import Prompt, read_prompts
 from transcoders.circuits.replacement import replaced_losses, replaced_metrics
 from transcoders.circuits.settings import CircuitSettings
 from transcoders.circuits.suite import trace_prompt
+from transcoders.circuits.supernodes import group_of, stability
 from transcoders.circuits.tables import connections_table, contrasts, curves_table, labels_of, summary
 from transcoders.circuits.viewer import Labels, write_index
 from transcoders.circuits.writers import Transcoders, writers_of
 from transcoders.core.devices import resolve_device
-from transcoders.core.files import replacing, write_json
+from transcoders.core.files import replacing, rounded, write_json
 from transcoders.core.inputs import checked_input
 from transcoders.core.tables import read_parquet, write_parquet
 from transcoders.evaluation.loss import context_batches
@@ -74,16 +75,18 @@ def work(seed: int) -> None:
     file = checked_input("circuits.prompts", settings.prompts, "prompts")
     prompts = read_prompts(file, Prompt, "circuits.prompts")
     metrics: dict[str, Any] = {}
+    grouped: dict[str, dict[str, dict[tuple[int, int], int]]] = {}
     rows, curves, graphs = [], [], []
     with replacing(circuits_of(seed)) as out:
         (out / "graphs").mkdir(parents=True)
         for name, transcoders, runs in sets_of(params.variants, params.layers, settings.crosslayer, seed, device):
             labels = read_labels(runs)
-            metrics[name] = losses(params, parts, transcoders)
+            metrics[name], grouped[name] = losses(params, parts, transcoders), {}
             for prompt in tqdm(prompts, desc=f"circuits of {name}", unit="prompt"):
                 traced = trace_prompt(parts, transcoders, tokenizer, prompt, settings)
                 rows.append({"variant": name, "prompt": prompt.name, "task": prompt.task, **traced.metrics})
                 curves.append(curves_table(name, prompt.name, traced))
+                grouped[name][prompt.name] = group_of(traced.graph, traced.groups)
                 graphs.append(write_graph(out, name, traced, labels, settings.node_threshold))
             if len(connections := connections_table(parts, transcoders, settings.connections)):
                 write_parquet(connections, out / f"connections-{name}.parquet", index=False)
@@ -95,7 +98,7 @@ def work(seed: int) -> None:
         save(figures.graph_sizes(table, lines, colours, settings.faithfulness), out / "graph_sizes")
         (out / "index.html").write_text(index_page(rows, f"Circuits, seed {seed}"))
         for name in metrics:
-            metrics[name] |= summary(table[table["variant"] == name])
+            metrics[name] |= summary(table[table["variant"] == name]) | rounded(stability(grouped[name]))
         write_json(out / "metrics.json", {**metrics, **contrasts(table)})
 
 

@@ -19,6 +19,7 @@ from transcoders.circuits.pages import graph_page, index_page
 from transcoders.circuits.parts import take_apart
 from transcoders.circuits.prompts import SteeredPrompt
 from transcoders.circuits.steered_page import steered_page
+from transcoders.circuits.supernodes import group_latents, named
 from transcoders.features.page import write_page
 from transcoders.figures import runs as figures
 from transcoders.figures.style import colours_of, save
@@ -89,9 +90,15 @@ def test_the_circuits_pages(tab: Page, tmp_path: Path) -> None:
     graph = graph._replace(outputs=[output, *graph.outputs[1:]])
     labels = {(layer, latent): ALL for layer in range(4) for latent in range(40)}
     words = [NASTY[token % len(NASTY)] for token in TOKENS.tolist()]
-    html = graph_page(graph, prune(graph, 0.8, 0.98), words, title=ALL, facts={ALL: ALL}, labels=labels)
+    pruned = prune(graph, 0.8, 0.98)
+    groups = named(graph, group_latents(graph, pruned), words, labels)
+    html = graph_page(graph, pruned, groups, words, title=ALL, facts={ALL: ALL}, labels=labels)
     (tmp_path / "a.html").write_text(html)
     tab.goto((tmp_path / "a.html").as_uri())
+    tab.locator("g.node.group").first.click()
+    assert tab.locator("details[open] li").count() >= 1
+    tab.locator("g.node.group").first.click()
+    assert tab.locator("details[open]").count() == 0
     tab.locator("g.node.latent").first.click()
     assert all(word.replace(" ", "␣") in shown(tab) or word in shown(tab) for word in words)
     assert shown(tab).count(ALL) > 10

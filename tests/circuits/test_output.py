@@ -14,6 +14,7 @@ from transcoders.circuits.frozen import freeze
 from transcoders.circuits.graph import prune
 from transcoders.circuits.pages import graph_page
 from transcoders.circuits.parts import take_apart
+from transcoders.circuits.supernodes import MOST, group_latents, named
 from transcoders.circuits.viewer import graph_json, write_index
 
 NODE = {  # of circuit-tracer 0.5.0, frontend/graph_models.py: Node
@@ -45,6 +46,12 @@ def traced():
     return graph, prune(graph, 0.8, 0.98)
 
 
+def page_of(graph, **facts):
+    pruned = prune(graph, 0.8, 0.98)
+    groups = named(graph, group_latents(graph, pruned), WORDS, {})
+    return graph_page(graph, pruned, groups, WORDS, title="x < y", facts=facts, labels={})
+
+
 def test_the_graph_file_has_the_viewers_schema(traced, tmp_path):
     graph, pruned = traced
     first = (
@@ -52,13 +59,25 @@ def test_the_graph_file_has_the_viewers_schema(traced, tmp_path):
         int(graph.latent[pruned.nodes[: len(graph.layer)]][0]),
     )
     made = graph_json(
-        graph, pruned, WORDS, slug="a", scan="tiny", prompt="x", labels={first: "a description"}, threshold=0.8
+        graph,
+        pruned,
+        WORDS,
+        slug="a",
+        scan="tiny",
+        prompt="x",
+        labels={first: "a description"},
+        groups={"one": torch.nonzero(pruned.nodes[: len(graph.layer)])[:2, 0].tolist()},
+        threshold=0.8,
     )
     made = json.loads(json.dumps(made, allow_nan=False))
     assert set(made) == {"metadata", "qParams", "nodes", "links"}
     assert set(made["metadata"]) == METADATA
     assert made["metadata"]["prompt_tokens"] == WORDS
     ids = [node["node_id"] for node in made["nodes"]]
+    ((name, *members),) = made["qParams"]["supernodes"]
+    assert name == "one"
+    assert len(members) == 2
+    assert set(members) == set(made["qParams"]["pinnedIds"]) < set(ids)
     assert len(set(ids)) == len(ids) == int(pruned.nodes.sum()) + 1
     for node in made["nodes"]:
         assert set(node) == set(NODE)
@@ -82,21 +101,29 @@ def test_the_graph_file_has_the_viewers_schema(traced, tmp_path):
 
 
 def test_the_picture_is_one_page_without_network(traced):
-    graph, pruned = traced
-    html = graph_page(graph, pruned, WORDS, title="x < y", facts={"completeness": "0.5"}, labels={})
+    graph, _ = traced
+    html = page_of(graph, completeness="0.5")
     assert not re.search(r"(src|href)=|@import|url\(|https?:", html)
     assert "prefers-color-scheme: dark" in html
     assert "x &lt; y" in html
     assert "&lt;b&gt;" in html
     assert "<b>" not in html
-    svg = xml.etree.ElementTree.fromstring(html[html.index("<svg") : html.index("</svg>") + 6])
+    drawn = [xml.etree.ElementTree.fromstring(svg) for svg in re.findall("<svg.*?</svg>", html, re.DOTALL)]
+    assert len(drawn) == 2, "groups, then latents"
+    assert 1 < len([box for box in drawn[0] if "group" in box.get("class", "")]) <= MOST
+    assert html.count("<details ") == len([box for box in drawn[0] if "group" in box.get("class", "")])
+    assert all(_names(svg)[0] and _names(svg)[1] <= _names(svg)[2] for svg in drawn), "lines join boxes"
+    svg = drawn[1]
     boxes = [element for element in svg if element.get("class", "").startswith("node")]
     assert len([box for box in boxes if "token" in box.get("class")]) == len(TOKENS)
     assert len(boxes) >= 20
-    names = {box.get("data-id") for box in boxes}
+
+
+def _names(svg):
+    """Lines, what they join, and the names of the boxes."""
+    boxes = {element.get("data-id") for element in svg if element.get("class", "").startswith("node")}
     lines = [element for element in svg if element.get("class", "").startswith("edge")]
-    assert lines
-    assert all({line.get("data-from"), line.get("data-to")} <= names for line in lines)
+    return lines, {end for line in lines for end in (line.get("data-from"), line.get("data-to"))}, boxes
 
 
 def test_equal_graphs_give_equal_bytes(traced):
@@ -107,6 +134,5 @@ def test_equal_graphs_give_equal_bytes(traced):
         SETTINGS,
     )
     assert torch.equal(again.effects, graph.effects)
-    made = [graph_page(g, prune(g, 0.8, 0.98), WORDS, title="x", facts={}, labels={}) for g in (graph, again)]
-    assert made[0] == made[1]
+    assert page_of(graph) == page_of(again)
     assert pruned.nodes.any()

@@ -19,6 +19,7 @@ def write_graph(folder: Path, variant: str, traced: Traced, labels: Labels, thre
         scan=variant,
         prompt=traced.prompt.text,
         labels=labels,
+        groups={f"{i} {group.name}": group.columns for i, group in enumerate(traced.supernodes(labels), start=1)},
         threshold=threshold,
     )
     (folder / "graphs" / f"{name}.json").write_text(json.dumps(graph, separators=(",", ":"), allow_nan=False))

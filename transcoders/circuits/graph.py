@@ -172,17 +172,22 @@ def _at_share(scores: Tensor, share: float) -> Tensor:
     return ordered[min(place, len(ordered) - 1)]
 
 
-def scores(graph: Graph) -> Scores:
-    """Return the graph's replacement and completeness; latents that were not traced count as errors."""
+def scores(graph: Graph, kept: Bool[Tensor, "sources"] | None = None) -> Scores:
+    """Return the graph's replacement and completeness.
+
+    Latents that were not traced, or that ``kept`` leaves out, count as errors.
+    """
     reach = influence(graph)
-    unexplained = torch.zeros_like(reach, dtype=torch.bool)
-    unexplained[: graph.errors.start] = True
-    unexplained[graph.rows] = False
-    unexplained[graph.errors] = True
+    latents = torch.zeros_like(reach, dtype=torch.bool)
+    latents[graph.rows] = True
+    if kept is not None:
+        latents &= kept
+    unexplained = ~latents
+    unexplained[graph.embeddings] = False
     tokens, errors = reach[graph.embeddings].sum(), reach[unexplained].sum()
     absolute = graph.effects.abs()
     explained = absolute[:, ~unexplained].sum(1) / absolute.sum(1).clamp(min=1e-20)
-    through = torch.cat([graph.output_weights, reach[graph.rows]])
+    through = torch.cat([graph.output_weights, reach[graph.rows] * latents[graph.rows]])
     return Scores(float(tokens / (tokens + errors)), float((explained * through).sum() / through.sum()))
 
 

@@ -5,8 +5,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from transcoders.circuits.collapsed import collapsed_picture, group_lists
 from transcoders.circuits.graph import Graph, Pruned
 from transcoders.circuits.picture import picture
+from transcoders.circuits.supernodes import Supernode
 from transcoders.circuits.viewer import Labels
 
 HERE = Path(__file__).parent / "page"
@@ -15,9 +17,16 @@ COLUMNS = ("completeness", "graph_latents", "graph_edges", "faithfulness", "late
 
 
 def graph_page(
-    graph: Graph, pruned: Pruned, words: list[str], *, title: str, facts: Mapping[str, str], labels: Labels
+    graph: Graph,
+    pruned: Pruned,
+    groups: Sequence[Supernode],
+    words: list[str],
+    *,
+    title: str,
+    facts: Mapping[str, str],
+    labels: Labels,
 ) -> str:
-    """Return HTML with a picture of the most influential nodes that ``pruned`` holds, and ``facts`` above it."""
+    """Return HTML with pictures of the groups and of the most influential nodes of ``pruned``, below ``facts``."""
     drawn = picture(graph, pruned, words, labels)
     pairs = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
     legend = (
@@ -26,9 +35,17 @@ def graph_page(
         "width is the share of all that reaches the node above. Lines below 1 % are left out. Point at a "
         "box for its value, click it to keep its lines."
     )
+    of_groups = (
+        f"The pruned graph's latents in {len(groups)} groups, by what feeds them and what they feed. A line is what "
+        "all latents of a group do to the other's; errors are left out. Click a box, or a name below, to see a group's "
+        "latents."
+    )
     return document(
         title,
-        f"<dl>{pairs}</dl>\n<p class='pale'>{legend}</p>\n<div class='scroll'>{drawn.svg}</div>\n"
+        f"<dl>{pairs}</dl>\n<h2>Groups</h2><p class='pale'>{of_groups}</p>\n"
+        f"<div class='scroll'>{collapsed_picture(graph, pruned, groups, words)}</div>\n"
+        f"{group_lists(graph, groups, words, labels)}\n<h2>Latents</h2>"
+        f"<p class='pale'>{legend}</p>\n<div class='scroll'>{drawn.svg}</div>\n"
         f"<script>\n{(HERE / 'script.js').read_text()}</script>",
     )
 

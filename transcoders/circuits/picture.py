@@ -4,7 +4,7 @@ Layers go up, positions go right; blue raises what it points at, orange lowers i
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import accumulate
 from typing import NamedTuple
@@ -63,10 +63,10 @@ class Picture(NamedTuple):
 
 def picture(graph: Graph, pruned: Pruned, words: list[str], labels: Labels) -> Picture:
     """Draw the most influential nodes of ``graph`` that ``pruned`` holds; ``words`` are its tokens as text."""
-    visible = [_visible(word) for word in words]
-    nodes, edges = _most_influential(graph, pruned, visible, labels)
+    shown = [visible(word) for word in words]
+    nodes, edges = _most_influential(graph, pruned, shown, labels)
     drawn = sum(node.kind in ("latent", "error") for node in nodes)
-    return Picture(_svg(nodes, edges, visible), drawn, int(pruned.nodes[: graph.errors.stop].sum()))
+    return Picture(svg_of(nodes, edges, shown), drawn, int(pruned.nodes[: graph.errors.stop].sum()))
 
 
 def _most_influential(graph: Graph, pruned: Pruned, words: list[str], labels: Labels) -> tuple[list[Node], list[Edge]]:
@@ -84,29 +84,19 @@ def _most_influential(graph: Graph, pruned: Pruned, words: list[str], labels: La
             effect = float(graph.effects[row, column])
             if pruned.edges[row, column] and abs(effect) >= LEAST_SHARE * size:
                 edges.append(Edge(names[column], name, effect, effect / size))
-    nodes = [_node(graph, column, names[column], float(pruned.influence[column]), words, labels) for column in columns]
-    for i, output in enumerate(graph.outputs):
-        value = float(graph.target[i])
-        nodes.append(
-            Node(
-                output_id(graph, i),
-                "output",
-                graph.layers,
-                len(words) - 1,
-                _visible(output.label),
-                f"{_visible(output.label)}: {value:.3f}",
-            )
-        )
+    nodes = [token_node(graph, pruned, column, words) for column in columns if column >= graph.embeddings.start]
+    nodes += [
+        _node(graph, column, names[column], float(pruned.influence[column]), words, labels)
+        for column in columns
+        if column < graph.embeddings.start
+    ]
+    nodes += [output_node(graph, place, words) for place in range(len(graph.outputs))]
     return nodes, sorted(edges, key=lambda edge: abs(edge.share))
 
 
 def _node(graph: Graph, column: int, name: str, influence: float, words: list[str], labels: Labels) -> Node:
     kind, number, last = name.split("_")
     position = int(last)
-    if kind == "E":
-        return Node(
-            name, "token", -1, position, words[position], f"token {words[position]!r}, influence {influence:.3f}"
-        )
     at = f"at {words[position]!r}, influence {influence:.3f}"
     if kind == "err":
         return Node(name, "error", int(number), position, "error", f"layer {number}: error {at}")
@@ -116,7 +106,22 @@ def _node(graph: Graph, column: int, name: str, influence: float, words: list[st
     return Node(name, "latent", layer, position, text, f"{title}: {text}" if (layer, latent) in labels else title)
 
 
-def _svg(nodes: list[Node], edges: list[Edge], words: list[str]) -> str:
+def output_node(graph: Graph, place: int, words: Sequence[str]) -> Node:
+    """Return the box of an output, above all layers at the last position."""
+    label = visible(graph.outputs[place].label)
+    title = f"{label}: {float(graph.target[place]):.3f}"
+    return Node(output_id(graph, place), "output", graph.layers, len(words) - 1, label, title)
+
+
+def token_node(graph: Graph, pruned: Pruned, column: int, words: Sequence[str]) -> Node:
+    """Return the box of a token, below all layers."""
+    position = column - graph.embeddings.start
+    title = f"token {words[position]!r}, influence {float(pruned.influence[column]):.3f}"
+    return Node(node_id(graph, column), "token", -1, position, words[position], title)
+
+
+def svg_of(nodes: list[Node], edges: list[Edge], words: Sequence[str]) -> str:
+    """Return an SVG of boxes in rows by layer and columns by position, with ``edges`` below them."""
     cells: dict[tuple[int, int], list[Node]] = defaultdict(list)
     for node in nodes:
         cells[node.row, node.position].append(node)
@@ -169,5 +174,6 @@ def _box(node: Node, place: Place) -> str:
     )
 
 
-def _visible(token: str) -> str:
+def visible(token: str) -> str:
+    """Return a token with its spaces and line breaks as signs."""
     return token.replace("\n", "⏎").replace("\t", "→").replace(" ", "␣") if token.strip() != token else token

@@ -17,6 +17,7 @@ from transcoders.circuits.parts import ModelParts, load_parts, replaced
 from transcoders.circuits.prompts import Prompt
 from transcoders.circuits.replacement import run_with_latents
 from transcoders.circuits.settings import CircuitSettings
+from transcoders.circuits.supernodes import Supernode, group_latents, named, supernode_metrics
 from transcoders.circuits.validation import validate
 from transcoders.circuits.viewer import Labels
 from transcoders.circuits.writers import Transcoders, replacements_of, writers_of
@@ -40,6 +41,9 @@ FACTS = (
     "latents_needed",
     "direct_effect_error",
     "influence_kl",
+    "supernode_completeness",
+    "supernode_kl",
+    "supernode_kl_random",
 )
 """Metrics that stand on a graph's page."""
 
@@ -52,6 +56,8 @@ class Traced(NamedTuple):
     """The prompt's tokens as text, the start of its context first."""
     graph: Graph
     pruned: Pruned
+    groups: list[list[int]]
+    """Columns of the pruned graph's latents by group."""
     curves: Curves
     metrics: dict[str, float]
 
@@ -60,6 +66,10 @@ class Traced(NamedTuple):
         warning = {"the model itself prefers": self.prompt.foil} if self.metrics["difference"] <= 0 else {}
         return warning | {key.replace("_", " "): f"{self.metrics[key]:.4g}" for key in FACTS if key in self.metrics}
 
+    def supernodes(self, labels: Labels) -> list[Supernode]:
+        """Return the groups with names, which are descriptions of latents where ``labels`` have some."""
+        return named(self.graph, self.groups, self.words, labels)
+
     def page(self, labels: Labels | None = None, transcoders: str | None = None) -> str:
         """Return an HTML page with a picture of the graph.
 
@@ -67,7 +77,8 @@ class Traced(NamedTuple):
         """
         title = f"{self.prompt.text} →{self.prompt.answer}, not{self.prompt.foil}"
         facts = {"transcoders": transcoders, **self.facts()} if transcoders else self.facts()
-        return graph_page(self.graph, self.pruned, self.words, title=title, facts=facts, labels=labels or {})
+        groups = self.supernodes(labels or {})
+        return graph_page(self.graph, self.pruned, groups, self.words, title=title, facts=facts, labels=labels or {})
 
 
 def trace(
@@ -131,7 +142,9 @@ def trace_prompt(
     of_pruned = float(run_with_latents(frozen, targets.directions, latents[None])[0, 0])
     metrics = _metrics(graph, pruned, measured, without_errors, of_pruned, settings.faithfulness)
     metrics |= validate(frozen, transcoders, targets, graph, settings)
-    return Traced(prompt, words, graph, pruned, measured, metrics)
+    groups = group_latents(graph, pruned)
+    metrics |= supernode_metrics(frozen, transcoders, graph, pruned, groups, settings.seed)
+    return Traced(prompt, words, graph, pruned, groups, measured, metrics)
 
 
 def prompt_tokens(tokenizer: Any, transcoders: Transcoders, text: str) -> Int[Tensor, "tokens"]:

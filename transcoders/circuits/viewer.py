@@ -3,7 +3,7 @@
 ``circuit-tracer start-server --graph_file_dir FOLDER`` opens a folder of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ def graph_json(
     scan: str,
     prompt: str,
     labels: Labels,
+    groups: Mapping[str, Sequence[int]],
     threshold: float,
 ) -> dict[str, Any]:
     """Return the pruned part of ``graph`` as the viewer reads it.
 
     ``words`` are the prompt's tokens as text, ``scan`` names the set of transcoders, and ``threshold`` is the share
-    of the influence that pruning left to the nodes.
+    of the influence that pruning left to the nodes. ``groups`` are columns by name: the viewer's supernodes.
     """
     columns = torch.nonzero(pruned.nodes)[:, 0].tolist()
     ids = {column: node_id(graph, column) for column in columns}
@@ -53,7 +54,13 @@ def graph_json(
             "node_threshold": threshold,
             "schema_version": 1,
         },
-        "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
+        "qParams": {
+            "pinnedIds": [ids[column] for columns in groups.values() for column in columns],
+            "supernodes": [[name, *(ids[column] for column in columns)] for name, columns in groups.items()],
+            "linkType": "both",
+            "clickedId": "",
+            "sg_pos": "",
+        },
         "nodes": nodes,
         "links": [
             {"source": ids[source], "target": targets[row], "weight": float(f"{weight:.6g}")}
