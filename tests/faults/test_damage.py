@@ -123,7 +123,8 @@ def test_a_damaged_store_is_refused_or_reads_as_it_was(few: Undisturbed, tmp_pat
 
 def test_damaged_words_are_refused_or_have_their_own_sizes(tmp_path: Path) -> None:
     file = tmp_path / "words.safetensors"
-    task = Task(["ab", "cd"], torch.randn(2, 4), torch.randn(2, 4), torch.tensor([True, False]))
+    categories, test = np.array(["a", "c"]), torch.tensor([True, False])
+    task = Task(["ab", "cd"], categories, torch.randn(2, 4), torch.randn(2, 4), test)
     probes = Probes(["a"], torch.randn(1, 4), torch.ones(1, 2, dtype=torch.bool), torch.ones(1))
     save_task(file, task, probes)
     for what in damaged(file, 150, 5):
