@@ -109,10 +109,10 @@ def test_passes_with_a_cache_go_on_where_the_last_ended(world):
     cases = [[], [Intervention(1, 2, slice(2, None), 0.7)], [Intervention(0, 4, slice(-2, None), 0.5)]]
     tokens = frozen.tokens.expand(len(cases), -1)
     body = frozen.parts.model.base_model
-    with torch.no_grad(), changed(frozen.parts, Changes(frozen.parts, transcoders, cases, len(TOKENS))):
+    with torch.no_grad(), changed(frozen.parts, Changes(transcoders, cases, len(TOKENS))):
         at_once = body(tokens, use_cache=False).last_hidden_state
     cache, states = None, []
-    with torch.no_grad(), changed(frozen.parts, Changes(frozen.parts, transcoders, cases, len(TOKENS))):
+    with torch.no_grad(), changed(frozen.parts, Changes(transcoders, cases, len(TOKENS))):
         for part in tokens.split([3, 1, len(TOKENS) - 4], dim=1):
             out = body(part, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
@@ -125,7 +125,7 @@ BAD = {
     "a latent": (Intervention(0, 40, 1, 0.0), "the layer has latents 0 to 39"),
     "BOS": (Intervention(0, 0, 0, 0.0), "position 0 is none of 1 to"),
     "a position": (Intervention(0, 0, 99, 0.0), "position 99 is none of 1 to"),
-    "an empty slice": (Intervention(0, 0, slice(0, 1), 0.0), "hold none of the prompt's"),
+    "an empty slice": (Intervention(0, 0, slice(0, 1), 0.0), "hold no token but BOS"),
     "a slice with steps": (Intervention(0, 0, slice(1, 5, 2), 0.0), "leave tokens out"),
     "too large a value": (Intervention(0, 0, 1, 1e39), "no finite number"),
     "no number": (Intervention(0, 0, 1, float("nan")), "no finite number"),

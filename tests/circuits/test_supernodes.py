@@ -82,16 +82,16 @@ def test_groups_hold_every_latent_of_the_pruned_graph_once(world):
 
 def test_ablating_a_group_ablates_its_latents_together(world):
     frozen, transcoders, graph, pruned = world
-    groups = group_latents(graph, pruned)
-    metrics = supernode_metrics(frozen, transcoders, graph, pruned, groups, seed=0)
+    groups, whole = group_latents(graph, pruned), scores(graph).completeness
+    metrics = supernode_metrics(frozen, transcoders, graph, pruned, groups, completeness=whole, seed=0)
     cases = [[ablate(int(graph.layer[c]), int(graph.latent[c]), int(graph.position[c])) for c in g] for g in groups]
     log_p = frozen.parts.head.logits(respond_to(frozen, transcoders, cases, "nothing").states[:, -1]).log_softmax(-1)
     expected = (log_p[0].exp() * (log_p[0] - log_p[1:])).sum(-1).mean()
     assert metrics["supernode_kl"] == pytest.approx(float(expected), rel=1e-3)
     assert metrics["supernode_kl"] > metrics["supernode_kl_random"] > 0
     assert metrics["supernodes"] == len(groups)
-    assert metrics["supernode_completeness"] == scores(graph, pruned.nodes).completeness / scores(graph).completeness
-    assert supernode_metrics(frozen, transcoders, graph, pruned, [], seed=0) == {}
+    assert metrics["supernode_completeness"] == scores(graph, pruned.nodes).completeness / whole
+    assert supernode_metrics(frozen, transcoders, graph, pruned, [], completeness=whole, seed=0) == {}
 
 
 def test_all_latents_kept_is_the_score_of_the_graph(world):

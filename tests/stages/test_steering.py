@@ -116,14 +116,14 @@ def test_the_same_again_gives_the_same_bytes(checkout, monkeypatch):
 
 def test_without_interventions_the_text_is_the_models_own(parts, singles, tokenizer):
     tokens = torch.tensor([2, *text_ids(tokenizer, "The capital of France is")])
-    (made,) = generate(parts, singles, tokens, [[]], 12, None)
+    (made,) = generate(parts, singles, tokens, [[]], 12, ())
     theirs = parts.model.generate(tokens[None], max_new_tokens=12, do_sample=False, eos_token_id=None)
     assert made == theirs[0, len(tokens) :].tolist()
     log_p = parts.model(theirs).logits[0].log_softmax(-1)[len(tokens) - 1 : -1]
     expected = float(log_p[torch.arange(12), theirs[0, len(tokens) :]].mean().neg().exp())
     assert perplexity(parts, tokens, [made])[0] == pytest.approx(expected, rel=1e-4)
     end = next(token for token in made if token != made[0])
-    assert generate(parts, singles, tokens, [[], []], 12, end) == [made[: made.index(end)]] * 2
+    assert generate(parts, singles, tokens, [[], []], 12, [end]) == [made[: made.index(end)]] * 2
     assert np.isnan(perplexity(parts, tokens, [[]])[0])
 
 
@@ -131,11 +131,11 @@ def test_a_steered_text_is_that_of_passes_over_all_of_it(parts, singles, tokeniz
     """An open slice steers what is generated: with a cache as without, where every pass reads the whole text."""
     tokens = torch.tensor([2, *text_ids(tokenizer, "My favourite food is")])
     held = [Intervention(4, 3, slice(2, None), 40.0)]
-    steered, alone = generate(parts, singles, tokens, [held, []], 8, None)
+    steered, alone = generate(parts, singles, tokens, [held, []], 8, ())
     assert steered != alone
     text = tokens
     for _ in range(8):
-        (token,) = generate(parts, singles, text, [held], 1, None)[0]
+        (token,) = generate(parts, singles, text, [held], 1, ())[0]
         text = torch.cat([text, torch.tensor([token])])
     assert text[len(tokens) :].tolist() == steered
 
@@ -147,7 +147,7 @@ def test_the_door_shows_the_model_with_and_without(gemma, singles, parts, tokeni
     ids = torch.tensor([2, *text_ids(tokenizer, text)])
     assert result.words == ["<bos>", "The", " capital", " of", " France", " is"]
     assert torch.allclose(result.before, parts.model(ids[None]).logits[0], atol=1e-3)
-    made = generate(parts, singles, ids, [[], held], 4, None)
+    made = generate(parts, singles, ids, [[], held], 4, ())
     assert [result.text_before, result.text_after] == [tokenizer.decode(row) for row in made]
     assert torch.equal(result.before[1], result.after[1])
     assert not torch.allclose(result.before[2], result.after[2], atol=1e-2)

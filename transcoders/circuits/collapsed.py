@@ -1,14 +1,14 @@
 """The picture of a graph's groups: a box for each supernode, and what groups do to one another together."""
 
-from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
 import torch
+from torch import Tensor
 
 from transcoders.circuits.graph import Graph, Pruned
 from transcoders.circuits.picture import LEAST_SHARE, Edge, Node, output_node, svg_of, token_node, visible
-from transcoders.circuits.supernodes import Supernode
+from transcoders.circuits.supernodes import Supernode, main_position
 from transcoders.circuits.viewer import Labels, node_id, output_id
 
 
@@ -25,23 +25,22 @@ def collapsed_picture(graph: Graph, pruned: Pruned, groups: Sequence[Supernode],
     nodes = [_group_node(graph, pruned, i, group, shown) for i, group in enumerate(groups)]
     nodes += [token_node(graph, pruned, column, shown) for column in tokens]
     nodes += [output_node(graph, place, shown) for place in range(len(graph.outputs))]
-    rows = {column: row for row, column in enumerate(graph.rows.tolist(), len(graph.outputs))}
     edges = []
     for place in range(len(graph.outputs)):
-        edges += _edges(graph, output_id(graph, place), [place], torch.ones(1), sources)
+        edges += _edges(graph, output_id(graph, place), torch.tensor([place]), torch.ones(1), sources)
     for i, group in enumerate(groups):
-        traced = [column for column in group.columns if column in rows]
-        weights = pruned.influence[torch.tensor(traced)].cpu()
-        edges += _edges(graph, f"group_{i}", [rows[column] for column in traced], weights / weights.sum(), sources)
+        weights = pruned.influence[group.columns]
+        edges += _edges(graph, f"group_{i}", graph.row_of[group.columns], weights / weights.sum(), sources)
     return svg_of(nodes, sorted(edges, key=lambda edge: abs(edge.share)), shown)
 
 
 def _edges(
-    graph: Graph, target: str, rows: list[int], weights: torch.Tensor, sources: Sequence[tuple[str, list[int]]]
+    graph: Graph, target: str, rows: Tensor, weights: Tensor, sources: Sequence[tuple[str, list[int]]]
 ) -> list[Edge]:
     """Return the lines into ``target``, whose members have ``rows`` and ``weights``."""
-    effects = (graph.effects[rows].cpu() * weights.to(graph.effects.dtype)[:, None]).sum(0)
-    size = float((graph.effects[rows].cpu().abs().sum(1) * weights).sum())
+    of_rows = graph.effects[rows].cpu()
+    effects = weights.to(of_rows) @ of_rows
+    size = float(weights.to(of_rows) @ of_rows.abs().sum(1))
     edges = []
     for source, columns in sources:
         effect = float(effects[columns].sum())
@@ -52,8 +51,8 @@ def _edges(
 
 def _group_node(graph: Graph, pruned: Pruned, number: int, group: Supernode, words: Sequence[str]) -> Node:
     layers = sorted(int(graph.layer[column]) for column in group.columns)
-    position, _ = Counter(int(graph.position[column]) for column in group.columns).most_common(1)[0]
-    reach = float(pruned.influence[torch.tensor(group.columns)].sum())
+    position = main_position(graph, group.columns)
+    reach = float(pruned.influence[group.columns].sum())
     title = f"{group.name}: {len(layers)} latents of layers {layers[0]} to {layers[-1]}, influence {reach:.3f}"
     return Node(
         f"group_{number}", "group", layers[len(layers) // 2], position, group.name, f"{title}, {words[position]!r}"
@@ -66,7 +65,7 @@ def group_lists(graph: Graph, groups: Sequence[Supernode], words: Sequence[str],
     for number, group in enumerate(groups):
         items = []
         for column in group.columns:
-            layer, latent, position = (int(part[column]) for part in (graph.layer, graph.latent, graph.position))
+            layer, latent, position = graph.place(column)
             text = labels.get((layer, latent), "")
             items.append(f"<li>{layer} / {latent} at {escape(repr(words[position]))} {escape(text)}</li>")
         parts.append(

@@ -42,6 +42,17 @@ class Graph(NamedTuple):
     target: Float[Tensor, "targets"]
     """What all effects and the constant sum to, measured in the model: pre-activations and logits."""
 
+    def place(self, column: int) -> tuple[int, int, int]:
+        """Return the layer, id and position of an active latent."""
+        return int(self.layer[column]), int(self.latent[column]), int(self.position[column])
+
+    @property
+    def row_of(self) -> Int[Tensor, "sources"]:
+        """Return each column's row, -1 of those that are not traced."""
+        result = self.rows.new_full((self.effects.shape[1],), -1)
+        result[self.rows] = torch.arange(len(self.rows), device=self.rows.device) + len(self.outputs)
+        return result
+
     @property
     def errors(self) -> slice:
         """Return the columns of the error nodes, position within layer."""

@@ -16,6 +16,7 @@ from transcoders.circuits.frozen import Frozen, attend, mlp_output
 from transcoders.circuits.parts import ModelParts
 from transcoders.circuits.writers import Transcoders, Waiting, Writer, writers_of
 from transcoders.core.errors import UserError
+from transcoders.language.head import Head
 
 Freeze = Literal["nothing", "attention", "all"]
 """What keeps its values of the untouched run: nothing; attention patterns; these, norms' denominators and all MLPs'
@@ -48,6 +49,11 @@ class Response(NamedTuple):
     x: dict[int, Float[Tensor, "cases tokens d_model"]]
     """What the MLP of each layer received."""
 
+    def divergences(self, head: Head) -> Float[Tensor, "cases"]:
+        """Return the KL divergence (nats) of each case's prediction at the prompt's end from the untouched model's."""
+        log_p = head.logits(self.states[:, -1]).float().log_softmax(-1)
+        return (log_p[0].exp() * (log_p[0] - log_p)).sum(-1)
+
 
 class _Change(NamedTuple):
     """Hold an intervention whose positions are counted from the first token: from ``first`` up to before ``stop``."""
@@ -61,22 +67,19 @@ class _Change(NamedTuple):
 class Changes:
     """Add to the MLPs' outputs of passes from the first layer to the last what cases of interventions change."""
 
-    def __init__(
-        self, parts: ModelParts, transcoders: Transcoders, cases: Sequence[Sequence[Intervention]], prompt: int
-    ) -> None:
+    def __init__(self, transcoders: Transcoders, cases: Sequence[Sequence[Intervention]], prompt: int) -> None:
         """Take the interventions of each case on a text of which the first ``prompt`` tokens are given.
 
         Raises:
             UserError: a layer, latent or position does not exist, or a value is no finite number.
         """
-        self.writers = writers_of(transcoders)
+        self._writers = writers_of(transcoders)
         self._by_layer: dict[int, list[_Change]] = {}
         for case, interventions in enumerate(cases):
             for one in interventions:
-                first, stop = _checked(one, self.writers, prompt)
+                first, stop = _checked(one, self._writers, prompt)
                 self._by_layer.setdefault(one.layer, []).append(_Change(case, first, stop, one))
         self._waiting = Waiting()
-        self._parts = parts
 
     def added(
         self, layer: int, x: Float[Tensor, "cases tokens d_model"], y: Tensor, begin: int
@@ -103,7 +106,7 @@ class Changes:
 
     def _written(self, layer: int, of_rows: list[Intervention], x: Float[Tensor, "rows d_model"]) -> dict[int, Tensor]:
         """Return what the change of one latent in each row adds to the y of every layer that it writes to."""
-        writer = self.writers[layer]
+        writer = self._writers[layer]
         latent = torch.tensor([one.latent for one in of_rows], device=x.device)
         value = torch.tensor([one.value for one in of_rows], device=x.device, dtype=x.dtype)
         scaled = torch.tensor([one.how == "scale" for one in of_rows], device=x.device)
@@ -134,7 +137,7 @@ def respond_to(
     responses = []
     for start in range(0, max(len(cases), 1), CASES_PER_BATCH):
         part = [[], *cases[start : start + CASES_PER_BATCH]]
-        changes = Changes(frozen.parts, transcoders, part, len(frozen.tokens))
+        changes = Changes(transcoders, part, len(frozen.tokens))
         run = _run_live(frozen, changes, len(part)) if freeze == "nothing" else _walk(frozen, changes, part, freeze)
         responses.append(run if start == 0 else Response(run.states[1:], {n: x[1:] for n, x in run.x.items()}))
     return Response(
@@ -211,23 +214,19 @@ def _checked(one: Intervention, writers: Mapping[int, Writer], prompt: int) -> t
         raise UserError(f"{where}: the layer has latents 0 to {count - 1}")
     if not abs(one.value) < torch.finfo(torch.float32).max:
         raise UserError(f"{where}: value {one.value} is no finite number of 32 bits")
-    if isinstance(one.positions, slice):
-        if one.positions.step not in (None, 1):
-            raise UserError(f"{where}: positions {one.positions} leave tokens out; give one intervention for each")
-        first, stop, _ = one.positions.indices(prompt)
-        open_end = one.positions.stop is None
-        if one.positions.start is not None and one.positions.start >= prompt and open_end:
-            first = one.positions.start  # of generated tokens alone
-        first = max(first, 1)
-        if not open_end and one.positions.stop > prompt:
-            stop = one.positions.stop
-        if not open_end and stop <= first:
-            raise UserError(f"{where}: positions {one.positions} hold none of the prompt's {prompt} tokens but BOS")
-        return first, float("inf") if open_end else stop
-    first = one.positions + prompt if one.positions < 0 else one.positions
-    if not 1 <= first < prompt:
-        raise UserError(
-            f"{where}: position {one.positions} is none of 1 to {prompt - 1}, the prompt's tokens after BOS, which has "
-            "no latents"
-        )
-    return first, first + 1
+    if isinstance(one.positions, int):
+        first = one.positions + prompt if one.positions < 0 else one.positions
+        if not 1 <= first < prompt:
+            raise UserError(
+                f"{where}: position {one.positions} is none of 1 to {prompt - 1}, the prompt's tokens after BOS, which "
+                "has no latents"
+            )
+        return first, first + 1
+    if one.positions.step not in (None, 1):
+        raise UserError(f"{where}: positions {one.positions} leave tokens out; give one intervention for each")
+    start, stop = one.positions.start or 0, one.positions.stop
+    first = max(start + prompt if start < 0 else start, 1)
+    after = float("inf") if stop is None else stop + prompt if stop < 0 else stop
+    if after <= first:
+        raise UserError(f"{where}: positions {one.positions} hold no token but BOS, which has no latents")
+    return first, after

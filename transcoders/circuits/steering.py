@@ -1,6 +1,6 @@
 """Steering: a text goes on while latents are held at multiples of a value, beside the model left alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,13 +76,12 @@ def dose_response(
     cases = [[held.at(dose) for held in groups[group]] for group, dose in rows[1:]]
     measured = {name: respond_to(frozen, transcoders, cases, way) for name, way in WAYS.items()}
     final = {name: parts.head.logits(run.states[:, -1]).float() for name, run in measured.items()}
-    log_p = final["logit"].log_softmax(-1)
-    made = generate(parts, transcoders, tokens, [[], *cases], settings.tokens, parts.model.config.eos_token_id)
+    made = generate(parts, transcoders, tokens, [[], *cases], settings.tokens, ends_of(parts))
     table = pd.DataFrame(rows, columns=["group", "dose"])
     for name, logits in final.items():
         table[name] = logits[:, answer[0]].double().cpu().numpy()
-    table["probability"] = log_p[:, answer[0]].exp().double().cpu().numpy()
-    table["kl"] = (log_p[0].exp() * (log_p[0] - log_p)).sum(-1).double().cpu().numpy()
+    table["probability"] = final["logit"].softmax(-1)[:, answer[0]].double().cpu().numpy()
+    table["kl"] = measured["logit"].divergences(parts.head).double().cpu().numpy()
     table["perplexity"] = perplexity(parts, tokens, made).double().numpy()
     table["text"] = [tokenizer.decode(row) for row in made]
     latents = {name: " ".join(f"{held.layer}/{held.latent}" for held in group) for name, group in groups.items()}
@@ -98,21 +97,21 @@ def _groups(
     unembedding = frozen.parts.unembedding
     direction = unembedding[answer] - unembedding.mean(0)
     target = Targets([Output(prompt.answer, answer, 1.0, 0.0)], direction[None])
-    graph = attribute(frozen, target, CircuitSettings(max_latents=1))
+    graph = attribute(frozen, target, CircuitSettings(max_latents=1))  # of the output's row alone
     order = graph.effects[0, : len(graph.layer)].argsort(descending=True).tolist()
     if prompt.steer is None:
         chosen = [_held(graph, column) for column in order[: settings.strongest]]
     else:
         chosen = [Held(one.layer, one.latent, one.first, one.value) for one in prompt.steer]
-    others = [c for c in order if (int(graph.layer[c]), int(graph.latent[c])) not in {held[:2] for held in chosen}]
+    taken = {held[:2] for held in chosen}
+    others = [column for column in order if graph.place(column)[:2] not in taken]
     drawn = np.random.default_rng(settings.seed).permutation(others)[: len(chosen)]
     return {"chosen": chosen, "random": [_held(graph, int(column)) for column in drawn]}
 
 
 def _held(graph: Graph, column: int) -> Held:
     """Return an active latent, to be held at its value in the prompt from its position on."""
-    layer, latent, first = (int(part[column]) for part in (graph.layer, graph.latent, graph.position))
-    return Held(layer, latent, first, float(graph.value[column]))
+    return Held(*graph.place(column), float(graph.value[column]))
 
 
 class Intervened(NamedTuple):
@@ -161,7 +160,7 @@ def intervene(
     run = respond_to(freeze(parts, ours, ids), ours, [interventions], freeze_what)
     before, after = (parts.head.logits(states) for states in run.states)
     ways: list[Sequence[Intervention]] = [[], interventions]
-    made = generate(parts, ours, ids, ways, tokens, parts.model.config.eos_token_id)
+    made = generate(parts, ours, ids, ways, tokens, ends_of(parts))
     texts = [tokenizer.decode(row) for row in made]
     return Intervened([tokenizer.decode([token]) for token in ids.tolist()], before, after, *texts)
 
@@ -173,17 +172,16 @@ def generate(
     tokens: Int[Tensor, "tokens"],
     cases: Sequence[Sequence[Intervention]],
     count: int,
-    end: int | Sequence[int] | None,
+    ends: Collection[int],
 ) -> list[list[int]]:
     """Return at most ``count`` greedy next tokens of each case, with its interventions in place from the first on.
 
-    A case ends before a token of ``end``. The cases run together, with a cache of keys and values.
+    A case ends before a token of ``ends``. The cases run together, with a cache of keys and values.
     """
-    ends = set() if end is None else {end} if isinstance(end, int) else set(end)
     made: list[list[int]] = [[] for _ in cases]
     going = [True] * len(cases)
     ids, cache = tokens.to(parts.device).expand(len(cases), -1), None
-    with changed(parts, Changes(parts, transcoders, cases, len(tokens))):
+    with changed(parts, Changes(transcoders, cases, len(tokens))):
         for _ in range(count):
             out = parts.model.base_model(ids, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
@@ -195,6 +193,12 @@ def generate(
             if not any(going):
                 break
     return made
+
+
+def ends_of(parts: ModelParts) -> set[int]:
+    """Return the tokens with which the model ends a text; its config names one, several or none."""
+    named = parts.model.config.eos_token_id
+    return set() if named is None else set(named) if isinstance(named, list) else {named}
 
 
 @torch.inference_mode()
@@ -210,11 +214,11 @@ def perplexity(parts: ModelParts, tokens: Int[Tensor, "tokens"], made: Sequence[
 
 
 def steering_metrics(table: pd.DataFrame) -> dict[str, float]:
-    """Return what a set's dose-response table comes to: means over prompts, medians of perplexity,
-    and intervals paired by prompt.
+    """Return what a set's dose-response table comes to.
 
-    ``ablated_drop`` is the answer's logit lost without the chosen latents (where dose 0 was asked for), beside that
-    without random ones; ``rise`` is Spearman's correlation of dose and logit.
+    Means over prompts, medians of perplexity, and intervals paired by prompt. ``ablated_drop`` is the answer's logit
+    lost without the chosen latents (where dose 0 was asked for), beside that without random ones; ``rise`` is
+    Spearman's correlation of dose and logit.
     """
     alone = table[table["group"] == "none"].set_index("prompt")
     metrics = {"prompts": float(len(alone)), "perplexity": float(alone["perplexity"].median())}

@@ -143,7 +143,9 @@ def trace_prompt(
     metrics = _metrics(graph, pruned, measured, without_errors, of_pruned, settings.faithfulness)
     metrics |= validate(frozen, transcoders, targets, graph, settings)
     groups = group_latents(graph, pruned)
-    metrics |= supernode_metrics(frozen, transcoders, graph, pruned, groups, settings.seed)
+    metrics |= supernode_metrics(
+        frozen, transcoders, graph, pruned, groups, completeness=metrics["completeness"], seed=settings.seed
+    )
     return Traced(prompt, words, graph, pruned, groups, measured, metrics)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from transcoders.circuits.frozen import Frozen
 from transcoders.circuits.graph import Graph, Pruned, scores
-from transcoders.circuits.interventions import Intervention, ablate, respond_to
+from transcoders.circuits.interventions import ablate, respond_to
 from transcoders.circuits.viewer import Labels
 from transcoders.circuits.writers import Transcoders
 
@@ -61,9 +61,7 @@ def profiles(graph: Graph, columns: Int[Tensor, "grouped"]) -> Float[Tensor, "gr
     What feeds it are shares of its influence from each token and each layer's errors; what it feeds are its shares of
     the later latents' and the outputs' influence. Shares are of normalised |effects|, as in the influence.
     """
-    row_of = graph.rows.new_full((graph.effects.shape[1],), -1)
-    row_of[graph.rows] = torch.arange(len(graph.rows), device=graph.rows.device) + len(graph.outputs)
-    rows = torch.cat([torch.arange(len(graph.outputs), device=columns.device), row_of[columns]])
+    rows = torch.cat([torch.arange(len(graph.outputs), device=columns.device), graph.row_of[columns]])
     absolute = graph.effects[rows].abs()
     share = absolute / absolute.sum(1, keepdim=True).clamp(min=1e-20)
     among = share[:, columns]
@@ -78,39 +76,46 @@ def profiles(graph: Graph, columns: Int[Tensor, "grouped"]) -> Float[Tensor, "gr
 
 def _name(graph: Graph, group: list[int], words: Sequence[str], labels: Labels) -> str:
     for column in group:
-        if label := labels.get((int(graph.layer[column]), int(graph.latent[column]))):
+        if label := labels.get(graph.place(column)[:2]):
             return label if len(group) == 1 else f"{label} +{len(group) - 1}"
     layers = sorted({int(graph.layer[column]) for column in group})
     span = f"L{layers[0]}" if len(layers) == 1 else f"L{layers[0]}–{layers[-1]}"
-    position, _ = Counter(int(graph.position[column]) for column in group).most_common(1)[0]
-    return f"{span} at {words[position].strip() or words[position]!r} ({len(group)})"
+    word = words[main_position(graph, group)]
+    return f"{span} at {word.strip() or word!r} ({len(group)})"
+
+
+def main_position(graph: Graph, group: Sequence[int]) -> int:
+    """Return the position that most latents of a group have."""
+    return Counter(int(graph.position[column]) for column in group).most_common(1)[0][0]
 
 
 def supernode_metrics(
-    frozen: Frozen, transcoders: Transcoders, graph: Graph, pruned: Pruned, groups: Sequence[list[int]], seed: int
+    frozen: Frozen,
+    transcoders: Transcoders,
+    graph: Graph,
+    pruned: Pruned,
+    groups: Sequence[list[int]],
+    *,
+    completeness: float,
+    seed: int,
 ) -> dict[str, float]:
     """Return what the groups keep of the graph, and what ablating each does, beside random latents of the same layers.
 
-    ``supernode_completeness`` is the completeness with other latents counted as errors, over that of the graph;
+    ``supernode_completeness`` is that with other latents counted as errors, over ``completeness``, the graph's;
     ``supernode_kl`` the KL divergence (nats, nothing frozen) without a group, the mean over groups.
     """
     if not groups:
         return {}
     rng = np.random.default_rng(seed)
     cases = [*groups, *(_matched(graph, group, rng) for group in groups)]
-    run = respond_to(frozen, transcoders, [[_ablated(graph, column) for column in case] for case in cases], "nothing")
-    log_p = frozen.parts.head.logits(run.states[:, -1]).float().log_softmax(-1)
-    kl = (log_p[0].exp() * (log_p[0] - log_p[1:])).sum(-1)
+    ablated = [[ablate(*graph.place(column)) for column in case] for case in cases]
+    kl = respond_to(frozen, transcoders, ablated, "nothing").divergences(frozen.parts.head)[1:]
     return {
         "supernodes": float(len(groups)),
-        "supernode_completeness": scores(graph, pruned.nodes).completeness / scores(graph).completeness,
+        "supernode_completeness": scores(graph, pruned.nodes).completeness / completeness,
         "supernode_kl": float(kl[: len(groups)].mean()),
         "supernode_kl_random": float(kl[len(groups) :].mean()),
     }
-
-
-def _ablated(graph: Graph, column: int) -> Intervention:
-    return ablate(int(graph.layer[column]), int(graph.latent[column]), int(graph.position[column]))
 
 
 def _matched(graph: Graph, group: list[int], rng: np.random.Generator) -> list[int]:
@@ -124,11 +129,7 @@ def _matched(graph: Graph, group: list[int], rng: np.random.Generator) -> list[i
 
 def group_of(graph: Graph, groups: Sequence[list[int]]) -> dict[tuple[int, int], int]:
     """Return the group of each (layer, latent); of a latent at several positions that of the more influential group."""
-    return {
-        (int(graph.layer[column]), int(graph.latent[column])): number
-        for number, group in reversed(list(enumerate(groups)))
-        for column in group
-    }
+    return {graph.place(column)[:2]: number for number, group in reversed(list(enumerate(groups))) for column in group}
 
 
 def stability(of_prompts: Mapping[str, Mapping[tuple[int, int], int]]) -> dict[str, float]:
@@ -146,6 +147,5 @@ def stability(of_prompts: Mapping[str, Mapping[tuple[int, int], int]]) -> dict[s
             shared = sorted(first.keys() & second.keys())
             if len(shared) >= FEWEST_SHARED:
                 indices.append(adjusted_rand_score([first[key] for key in shared], [second[key] for key in shared]))
-    return {"supernode_pairs": float(len(indices))} | (
-        {"supernode_stability": float(np.mean(indices))} if indices else {}
-    )
+    pairs = {"supernode_pairs": float(len(indices))}
+    return pairs | {"supernode_stability": float(np.mean(indices))} if indices else pairs

@@ -77,7 +77,7 @@ def write_index(folder: Path, graphs: list[dict[str, Any]]) -> None:
 def node_id(graph: Graph, column: int) -> str:
     """Return ``layer_latent_position``, ``err_layer_position`` or ``E_token_position``."""
     if column < graph.errors.start:
-        return f"{int(graph.layer[column])}_{int(graph.latent[column])}_{int(graph.position[column])}"
+        return "_".join(map(str, graph.place(column)))
     if column < graph.errors.stop:
         layer, position = divmod(column - graph.errors.start, len(graph.tokens))
         return f"err_{layer}_{position}"
